@@ -1,0 +1,102 @@
+"""GpuSpec: capacity, bandwidth, dense peaks by format and links of one device, every fact with its source.
+
+Files hold datasheet units (GB, TFLOP/s); properties give bytes, bytes per second and FLOP per second. Peaks are dense:
+NVIDIA's datasheets since Ampere headline the rate with 2:4 sparsity, twice the dense one.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from planner.precision import Format, compute_rate
+from planner.row import Count, Positive, Row, Source, Text
+from planner.units import GIB
+
+PeakFormat = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
+
+
+class Memory(Row):
+    """Device memory. What is sold and what the driver reports are two facts."""
+
+    nominal_gb: Positive
+    """Capacity as marketed [GB]."""
+    usable_gib: Positive | None = None
+    """Total that the driver or framework reports [GiB]; absent where nobody's report was found."""
+    type: Text
+    bandwidth_gb_per_s: Positive
+    """Peak read bandwidth [GB/s], GB = 10**9."""
+    cache_mb: Positive | None = None
+    """Last-level cache [MB]."""
+
+
+class Link(Row):
+    """How devices of one node reach each other."""
+
+    kind: Text
+    gb_per_s: Positive | None = None
+    """Bandwidth out of one device, one direction [GB/s]; absent where unknown."""
+    devices: Count
+    """Devices that are linked this way: the most that tensor parallelism spans by default."""
+
+
+class Rival(Row):
+    """A value that another source gives for a fact; the file keeps the vendor's."""
+
+    fact: Text
+    value: Positive
+    source: Text
+
+
+class GpuSpec(Row):
+    """One accelerator of the catalogue."""
+
+    id: Text
+    name: Text
+    vendor: Text
+    architecture: Text
+    year: int = Field(ge=2000, le=2100)
+    aliases: tuple[Text, ...] = ()
+    memory: Memory
+    peak_tflops: dict[PeakFormat, Positive] = Field(default_factory=dict)
+    """Dense peak by format [TFLOP/s, TOP/s for integers]; a format that is not here is unknown or unsupported."""
+    link: Link
+    tdp_w: Positive | None = None
+    compute_capability: str = ""
+    source: tuple[Source, ...] = Field(min_length=1)
+    rival: tuple[Rival, ...] = ()
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> GpuSpec:
+        # Driver reports exceed the marketed figure where GB stands for GiB, by at most the ratio of the two.
+        if self.memory.usable_gib and self.memory.usable_gib > self.memory.nominal_gb * 1.02:
+            raise ValueError(f"memory.usable_gib = {self.memory.usable_gib} is more than the device has")
+        return self
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a framework can address [B]: as reported, or the marketed capacity in decimal GB."""
+        if self.memory.usable_gib is not None:
+            return int(self.memory.usable_gib * GIB)
+        return int(self.memory.nominal_gb * 10**9)
+
+    @property
+    def bandwidth_bytes_per_s(self) -> float:
+        return self.memory.bandwidth_gb_per_s * 1e9
+
+    @cached_property
+    def peaks(self) -> dict[str, float]:
+        """Dense peak by format [FLOP/s]."""
+        return {name: tflops * 1e12 for name, tflops in self.peak_tflops.items()}
+
+    @property
+    def link_bytes_per_s(self) -> float | None:
+        """Bandwidth out of one device, one direction [B/s]."""
+        return self.link.gb_per_s * 1e9 if self.link.gb_per_s is not None else None
+
+    def compute_rate(self, weights: Format) -> tuple[str, float] | None:
+        """Format that products with such weights are fastest in, with its peak [FLOP/s]; ``None`` where none is known."""
+        return compute_rate(weights.compute, self.peaks)

@@ -1,0 +1,92 @@
+"""Weight tensors as rows: how many parameters, what they are for, and how tensor parallelism deals them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planner.arrays import Int
+
+
+class Role(StrEnum):
+    """What a tensor is for; formats are chosen by role."""
+
+    EMBEDDING = "embedding"  # looked up, one row a token
+    HEAD = "lm_head"
+    ATTENTION = "attention"  # projections of the attention block
+    FFN = "ffn"  # dense feed-forward and shared experts
+    EXPERT = "experts"  # routed experts
+    ROUTER = "router"
+    VECTOR = "vectors"  # norms, biases, sinks: never quantised
+    OTHER = "other"  # vision towers, position tables: weights that a decode step does not stream
+
+    @property
+    def linear(self) -> bool:
+        """Whether weight-quantisation schemes quantise it. They leave embeddings, head, router and vectors alone."""
+        return self in (Role.ATTENTION, Role.FFN, Role.EXPERT)
+
+    @property
+    def multiplied(self) -> bool:
+        """Whether every token is multiplied by it, two FLOP a parameter."""
+        return self in (Role.ATTENTION, Role.FFN, Role.EXPERT, Role.ROUTER, Role.HEAD)
+
+
+def ceil_div(numerator: Int, denominator: int) -> Int:
+    """Integer division rounded up.
+
+    >>> ceil_div(8, 3)
+    3
+    """
+    return -(-numerator // denominator)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One weight tensor, or ``copies`` equal ones.
+
+    Attributes
+    ----------
+    units
+        Slices that tensor parallelism can deal out: heads, feed-forward columns, vocabulary rows. One that cannot be
+        dealt out (a norm, a router, an MLA down-projection) is one unit and lives whole on every rank.
+    unit_size
+        Parameters in one slice.
+    copies
+        Equal tensors side by side, such as routed experts.
+    used
+        How many of the copies one token is multiplied by.
+    """
+
+    name: str
+    role: Role
+    units: int
+    unit_size: int
+    copies: int = 1
+    used: int = 1
+
+    @property
+    def parameters(self) -> int:
+        return self.copies * self.units * self.unit_size
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token uses."""
+        return self.used * self.units * self.unit_size
+
+    def per_rank(self, tp: int) -> int:
+        """Parameters on one of ``tp`` tensor-parallel ranks.
+
+        Slices fewer than ranks are replicated, as Megatron-LM (arXiv:1909.08053, section 3) and the engines after it do
+        with key-value heads; slices that do not divide evenly leave the fullest rank with the rounded-up share.
+
+        >>> Tensor("k_proj", Role.ATTENTION, units=8, unit_size=128).per_rank(16)
+        128
+        """
+        return self.copies * self.unit_size * ceil_div(self.units, tp)
+
+
+def vector(name: str, size: int, units: int = 1) -> Tensor:
+    """A norm, bias or sink: ``units`` slices of ``size`` parameters; one slice is replicated."""
+    return Tensor(name, Role.VECTOR, units, size)
