@@ -1,0 +1,171 @@
+"""Columns, declared once: name with its base unit for data, label and unit for people. Every renderer walks them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.units import format_bytes, format_count, format_seconds, format_tokens
+
+Unit = Literal["", "B", "s", "tokens", "sequences", "tokens/s", "FLOP/B", "count", "x", "B/s", "FLOP/s"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes
+    ----------
+    name
+        Name in CSV and JSON; carries the base unit where there is one.
+    label
+        Heading for people.
+    unit
+        Decides how people see the value.
+    """
+
+    name: str
+    label: str
+    unit: Unit = ""
+
+    def show(self, value: object) -> str:
+        """The value as people read it.
+
+        >>> Column("kv_bytes", "KV cache", "B").show(2**30), Column("fits", "fits").show(True)
+        ('1.00 GiB', 'yes')
+        """
+        if value is None and self.unit in ("B/s", "FLOP/s"):
+            return "unknown"
+        if value is None or (self.unit in ("tokens", "sequences") and value == -1):
+            return "no limit"
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if not isinstance(value, (int, float)):
+            return str(value)
+        match self.unit:
+            case "B":
+                return format_bytes(value)
+            case "s":
+                return format_seconds(value)
+            case "tokens":
+                return format_tokens(int(value))
+            case "sequences":
+                return f"{value:,}"
+            case "tokens/s":
+                return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+            case "FLOP/B":
+                return f"{value:.1f}"
+            case "count":
+                return format_count(value)
+            case "x":
+                return f"{value:,.3g}×"
+            case "B/s":
+                return f"{value / 1e9:,.0f} GB/s"
+            case "FLOP/s":
+                return f"{value / 1e12:,.4g} TFLOP/s"
+        return str(value)
+
+
+SWEEP_COLUMNS = (
+    Column("model", "Model"),
+    Column("gpu", "GPU"),
+    Column("gpus", "GPUs"),
+    Column("tensor_parallel", "TP"),
+    Column("pipeline_parallel", "PP"),
+    Column("weights", "Weights"),
+    Column("kv", "KV"),
+    Column("engine", "Engine"),
+    Column("batch", "Batch", "sequences"),
+    Column("context_tokens", "Context", "tokens"),
+    Column("weight_bytes", "Weights", "B"),
+    Column("weight_bytes_per_gpu", "Weights/GPU", "B"),
+    Column("kv_bytes_per_token", "KV/token", "B"),
+    Column("kv_bytes_per_sequence", "KV/sequence", "B"),
+    Column("kv_bytes", "KV cache", "B"),
+    Column("kv_pool_bytes_per_gpu", "KV pool/GPU", "B"),
+    Column("fits", "Fits"),
+    Column("max_batch", "Max batch", "sequences"),
+    Column("max_context_tokens", "Max context", "tokens"),
+    Column("decode_ideal_step_s", "Ideal step", "s"),
+    Column("decode_step_s", "Expected step", "s"),
+    Column("decode_step_low_s", "low", "s"),
+    Column("decode_step_high_s", "high", "s"),
+    Column("decode_origin", "Origin"),
+    Column("decode_bound", "Bound by"),
+    Column("decode_tokens_per_s", "Tokens/s", "tokens/s"),
+    Column("arithmetic_intensity_flop_per_byte", "FLOP/B", "FLOP/B"),
+)
+
+COMPARE_COLUMNS = (
+    Column("attention", "Attention"),
+    Column("variant", "Variant"),
+    Column("parameters", "Params", "count"),
+    Column("kv_bytes_per_token", "KV/token", "B"),
+    Column("kv_bytes_per_sequence", "KV/seq", "B"),
+    Column("factor_vs_mha", "vs MHA", "x"),
+    Column("factor_vs_published", "vs own", "x"),
+    Column("fits", "Fits"),
+    Column("max_batch", "Max batch", "sequences"),
+    Column("max_context", "Max context", "tokens"),
+    Column("decode_ideal_step_s", "Ideal", "s"),
+    Column("decode_step_s", "Expected", "s"),
+    Column("decode_step_low_s", "80 % low", "s"),
+    Column("decode_step_high_s", "80 % high", "s"),
+    Column("decode_origin", "Origin"),
+    Column("decode_bound", "Bound by"),
+)
+
+DECODE_COLUMNS = (
+    Column("batch", "Batch", "sequences"),
+    Column("ideal_step_s", "Ideal", "s"),
+    Column("step_s", "Expected", "s"),
+    Column("step_low_s", "80 % low", "s"),
+    Column("step_high_s", "80 % high", "s"),
+    Column("tokens_per_s_per_sequence", "Tok/s each", "tokens/s"),
+    Column("tokens_per_s", "Tok/s all", "tokens/s"),
+    Column("bound", "Bound by"),
+)
+
+BUDGET_COLUMNS = (Column("part", "Part"), Column("bytes", "One GPU", "B"))
+
+FRONTIER_COLUMNS = (Column("context", "Context", "tokens"), Column("max_batch", "Max batch", "sequences"))
+
+REMEDY_COLUMNS = (
+    Column("change", "Change"),
+    Column("option", "Option"),
+    Column("max_batch", "Max batch", "sequences"),
+    Column("step_s", "Expected step", "s"),
+)
+
+EXPLAIN_COLUMNS = (
+    Column("quantity", "Quantity"),
+    Column("meaning", "Meaning"),
+    Column("formula", "Formula"),
+    Column("substituted", "With numbers"),
+    Column("result", "Result"),
+    Column("unit", "Unit"),
+    Column("shown", "Shown"),
+)
+
+MODEL_COLUMNS = (
+    Column("id", "Model"),
+    Column("parameters", "Params", "count"),
+    Column("active_parameters", "Active", "count"),
+    Column("layers", "Layers"),
+    Column("variants", "Attention"),
+    Column("kv_bytes_per_token", "KV/token", "B"),
+    Column("context_limit", "Context", "tokens"),
+    Column("name", "Name"),
+)
+
+GPU_COLUMNS = (
+    Column("id", "GPU"),
+    Column("usable_bytes", "Usable", "B"),
+    Column("bandwidth_bytes_per_s", "Bandwidth", "B/s"),
+    Column("bf16_flop_per_s", "bf16 dense", "FLOP/s"),
+    Column("fp8_flop_per_s", "fp8 dense", "FLOP/s"),
+    Column("link_bytes_per_s", "Link, one way", "B/s"),
+    Column("devices", "Node"),
+    Column("architecture", "Architecture"),
+    Column("name", "Name"),
+)

@@ -1,0 +1,204 @@
+"""What the verbs answer with: frozen, typed, serialisable to JSON, base units in the names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+class Result:
+    """Base of every result; each is a frozen dataclass."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as nested plain values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def to_json(self) -> str:
+        """The result as indented JSON, base units in the names."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts(Result):
+    """The model that was planned. ``variants`` names its attention; ``context_limit`` is in tokens."""
+
+    id: str
+    name: str
+    parameters: int
+    active_parameters: int
+    layers: int
+    context_limit: int
+    variants: tuple[str, ...]
+    source: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFacts(Result):
+    """The device that was planned for, with the datasheet's facts."""
+
+    id: str
+    name: str
+    count: int
+    usable_bytes: int
+    bandwidth_bytes_per_s: float
+    peak_flop_per_s: float | None
+    peak_format: str | None
+    link_bytes_per_s: float | None
+    source: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentFacts(Result):
+    """How the model is cut, in which formats, under which engine."""
+
+    tensor_parallel: int
+    pipeline_parallel: int
+    weights: str
+    kv: str
+    engine: str
+    engine_version: str
+    memory_fraction: float
+    kv_shard: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload(Result):
+    """Sequences decoded together, tokens each holds, and tokens of the source for encoder-decoders."""
+
+    batch: int
+    context: int
+    source: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan(Result):
+    """Bytes. Per-GPU figures are of the fullest GPU; ``kv_bytes_*`` of the whole model, unsharded.
+
+    Attributes
+    ----------
+    kv_bytes_per_token
+        What one more token adds while every window still grows.
+    kv_bytes_per_token_saturated
+        What one more token adds once every window is full.
+    kv_bytes_per_sequence
+        Cache of one sequence of the planned context, exactly.
+    state_bytes_per_sequence
+        What a sequence holds whatever its length (cross-attention over the source).
+    kv_bytes_per_gpu
+        Cache of the planned batch on one GPU, in the engine's blocks.
+    kv_pool_bytes_per_gpu
+        What is left for the cache; 0 if the rest does not fit.
+    kv_pool_tokens
+        Tokens that the pools of all GPUs hold in sequences of the planned context.
+    missing_bytes_per_gpu
+        What one GPU lacks for the planned workload; 0 if it fits.
+    max_context
+        Longest context at the planned batch that memory allows; ``None`` if it sets no limit. The model's own limit is
+        ``model.context_limit``.
+    """
+
+    weight_bytes: int
+    weight_bytes_per_gpu: int
+    kv_bytes_per_token: int
+    kv_bytes_per_token_saturated: int
+    kv_bytes_per_sequence: int
+    state_bytes_per_sequence: int
+    kv_bytes_per_gpu: int
+    kv_pool_bytes_per_gpu: int
+    kv_pool_tokens: int | None
+    budget_bytes_per_gpu: int
+    activation_bytes_per_gpu: int
+    overhead_bytes_per_gpu: int
+    missing_bytes_per_gpu: int
+    fits: bool
+    max_batch: int | None
+    max_context: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodePlan(Result):
+    """One decode step: every sequence of the batch gets one more token.
+
+    Attributes
+    ----------
+    step_s, ideal_step_s
+        Expected time, and the limit at full peaks [s].
+    interval_s
+        Where 80 % of measurements would lie [s].
+    origin
+        What the expected time rests on: generic, published or measured.
+    bound
+        What takes the largest part of the expected step: weights, cache, compute, link or launch.
+    parts_s
+        Seconds of the expected step by bound.
+    tokens_per_s, tokens_per_s_per_sequence
+        Tokens of the whole batch, and of each sequence, a second.
+    arithmetic_intensity
+        FLOP for each byte read from memory [FLOP/B].
+    """
+
+    batch: int
+    context: int
+    fits: bool
+    step_s: float
+    ideal_step_s: float
+    interval_s: tuple[float, float]
+    origin: str
+    bound: str
+    parts_s: dict[str, float]
+    tokens_per_s: float
+    tokens_per_s_per_sequence: float
+    arithmetic_intensity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossover(Result):
+    """The batch at which weights stop being the bound of a step, and what is the bound there."""
+
+    batch: int
+    bound: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillPlan(Result):
+    """One prompt of the planned context on idle devices; ``None`` where no peak is known [s]."""
+
+    ttft_s: float | None
+    ideal_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierPoint(Result):
+    """Largest batch that fits at a context; ``None`` where memory sets no limit."""
+
+    context: int
+    max_batch: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy(Result):
+    """A change that makes the workload fit, found by planning it."""
+
+    change: str
+    option: str
+    max_batch: int | None
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(Result):
+    """Everything `plan` answers."""
+
+    model: ModelFacts
+    gpu: GpuFacts
+    deployment: DeploymentFacts
+    workload: Workload
+    memory: MemoryPlan
+    decode: DecodePlan
+    decode_by_batch: tuple[DecodePlan, ...]
+    crossover: Crossover | None
+    prefill: PrefillPlan
+    frontier: tuple[FrontierPoint, ...]
+    remedies: tuple[Remedy, ...]
+    notes: tuple[str, ...]

@@ -1,0 +1,292 @@
+"""The verb `sweep`: every combination of models, GPUs, degrees, formats, batches and contexts, as one tidy table.
+
+The same engine as `plan` evaluates a whole grid of batches and contexts at once; Python loops only over deployments, and
+rows exist as arrays, a chunk at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from planner.attention import UNBOUNDED
+from planner.catalog import load_gpu, load_model
+from planner.columns import SWEEP_COLUMNS
+from planner.deployment import Deployment, deploy, parse_gpu
+from planner.errors import InputError
+from planner.evaluate import Evaluation, evaluate
+from planner.files import writing
+from planner.gpu import GpuSpec
+from planner.memory import weight_bytes
+from planner.model import ModelSpec
+from planner.roofline import BOUNDS
+from planner.verbs.plan import check_batch, check_context
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from planner.arrays import IntArray
+
+MAX_ROWS = 10**9
+CHUNK_ROWS = 2**16
+
+Chunk = dict[str, Any]
+"""A deployment's constants and, for each varying column, an array with one element a row."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A table that is computed as it is read.
+
+    Attributes
+    ----------
+    deployments
+        Every combination of model, GPU, degrees and formats that is possible.
+    batches
+        Batches [sequences].
+    contexts
+        Contexts of each deployment, those within its model's limit [tokens].
+    skipped
+        Combinations that cannot be, in words, such as a degree that does not divide the heads.
+    """
+
+    deployments: tuple[Deployment, ...]
+    batches: IntArray
+    contexts: tuple[IntArray, ...]
+    skipped: tuple[str, ...]
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows."""
+        return sum(len(self.batches) * len(c) for c in self.contexts)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Rows in chunks of at most `CHUNK_ROWS`, each a mapping of column to value or array."""
+        for deployment, contexts in zip(self.deployments, self.contexts, strict=True):
+            step = max(1, CHUNK_ROWS // max(1, len(contexts)))
+            for start in range(0, len(self.batches), step):
+                batches = self.batches[start : start + step]
+                yield _chunk(deployment, batches[:, None], contexts[None, :])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The whole table as a pandas DataFrame."""
+        import pandas as pd
+
+        frames = [pd.DataFrame(chunk) for chunk in self.chunks()]
+        names = [c.name for c in SWEEP_COLUMNS]
+        return pd.concat(frames, ignore_index=True)[names] if frames else pd.DataFrame(columns=names)
+
+    def write_csv(self, stream: IO[str], progress: Callable[[int], object] = lambda rows: None) -> None:
+        """Write the table as CSV, a chunk at a time; ``progress`` is told the rows of each."""
+        stream.write(",".join(c.name for c in SWEEP_COLUMNS) + "\n")
+        for chunk in self.chunks():
+            stream.writelines(csv_lines(chunk))
+            progress(len(chunk["batch"]))
+
+    def write_json(self, stream: IO[str], progress: Callable[[int], object] = lambda rows: None) -> None:
+        """Write the table as an array of objects, a chunk at a time."""
+        names = [c.name for c in SWEEP_COLUMNS]
+        comma = "[\n"
+        for chunk in self.chunks():
+            for row in _records(chunk):
+                stream.write(comma + json.dumps(dict(zip(names, row, strict=True)), allow_nan=False))
+                comma = ",\n"
+            progress(len(chunk["batch"]))
+        stream.write("\n]\n")
+
+    def write_markdown(self, stream: IO[str], progress: Callable[[int], object] = lambda rows: None) -> None:
+        """Write the table as Markdown, a chunk at a time."""
+        stream.write("| " + " | ".join(c.label for c in SWEEP_COLUMNS) + " |\n")
+        stream.write("|" + "|".join(" ---: " if c.unit else " --- " for c in SWEEP_COLUMNS) + "|\n")
+        for chunk in self.chunks():
+            for row in _records(chunk):
+                cells = (c.show(value) for c, value in zip(SWEEP_COLUMNS, row, strict=True))
+                stream.write("| " + " | ".join(cells) + " |\n")
+            progress(len(chunk["batch"]))
+
+    def head(self, rows: int) -> list[dict[str, Any]]:
+        """The first rows, as mappings of column to value."""
+        names = [c.name for c in SWEEP_COLUMNS]
+        every = (row for chunk in self.chunks() for row in _records(chunk))
+        return [dict(zip(names, row, strict=True)) for row in itertools.islice(every, rows)]
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the table to a file, whole or not at all."""
+        with writing(path) as stream:
+            self.write_csv(stream)
+
+
+def sweep(
+    models: Sequence[str | ModelSpec] | str, gpus: Sequence[str | GpuSpec] | str, *,
+    tp: Iterable[int | None] = (None,), pp: Iterable[int | None] = (None,), weights: Iterable[str | None] = (None,),
+    kv: Iterable[str | None] = (None,), batch: Iterable[int] = (1,), context: Iterable[int] | None = None,
+    engine: str = "vllm", memory_fraction: float | str | None = None,
+) -> Sweep:  # fmt: skip
+    """Every combination of the axes given.
+
+    Parameters
+    ----------
+    models, gpus
+        Names or specs; a GPU may carry a count, ``"4xh100"``.
+    tp, pp
+        Degrees. A degree that does not divide a model's heads is skipped for that model and named in ``skipped``.
+    weights, kv
+        Formats; ``None`` is the checkpoint's own and 16 bit.
+    batch
+        Sequences decoded together.
+    context
+        Tokens that each holds; those above a model's limit are skipped for it. By default 8,192 or the model's limit.
+
+    Returns
+    -------
+    Sweep
+        Iterate over ``chunks()``, or call ``to_pandas()`` or ``to_csv(path)``.
+
+    Raises
+    ------
+    KvplanError
+        If a name is unknown, a number impossible, or nothing is left to sweep.
+
+    >>> table = sweep(["llama3-70b"], ["h100"], tp=[4, 8], batch=range(1, 513), context=[8192])
+    >>> table.rows, len(table.deployments)
+    (1024, 2)
+    """
+    specs = [load_model(m) for m in ([models] if isinstance(models, str) else models)]
+    devices = [_device(g) for g in ([gpus] if isinstance(gpus, str) else gpus)]
+    batches = np.unique(np.array([check_batch(b) for b in batch], dtype=np.int64))
+    wanted = None if context is None else sorted(set(context))
+    found: list[Deployment] = []
+    contexts: list[IntArray] = []
+    skipped: list[str] = []
+    axes = itertools.product(specs, devices, list(tp), list(pp), list(weights), list(kv))
+    for model, (gpu, name), tp_, pp_, weights_, kv_ in axes:
+        tokens = _contexts(model, wanted, skipped)
+        if not tokens.size:
+            continue
+        try:
+            found.append(
+                deploy(
+                    model,
+                    gpu,
+                    context=int(tokens[-1]),
+                    tp=tp_,
+                    pp=pp_,
+                    weights=weights_,
+                    kv=kv_,
+                    engine=engine,
+                    memory_fraction=memory_fraction,
+                )
+            )
+        except InputError as error:
+            skipped.append(f"{model.id} on {name}: {error}")
+        else:
+            contexts.append(tokens)
+    if not found or not batches.size:
+        raise InputError("nothing to sweep: " + (skipped[0] if skipped else "give at least one of each axis"))
+    table = Sweep(tuple(found), batches, tuple(contexts), tuple(dict.fromkeys(skipped)))
+    if table.rows > MAX_ROWS:
+        raise InputError(f"{table.rows:,} rows are more than {MAX_ROWS:,}; give a larger step, such as 1:512:8")
+    return table
+
+
+def _device(gpu: str | GpuSpec) -> tuple[str | GpuSpec, str]:
+    """Check the name now, so that a bad one fails before a long sweep starts."""
+    if isinstance(gpu, GpuSpec):
+        return gpu, gpu.id
+    load_gpu(parse_gpu(gpu)[1])
+    return gpu, gpu
+
+
+def _contexts(model: ModelSpec, wanted: list[int] | None, skipped: list[str]) -> IntArray:
+    if wanted is None:
+        return np.array([check_context(model, None)], dtype=np.int64)
+    for tokens in wanted[:1]:
+        check_context(model.model_copy(update={"context_limit": 2**40}), tokens)
+    within = [c for c in wanted if c <= model.context_limit]
+    if len(within) < len(wanted):
+        skipped.append(f"{model.id}: contexts above its limit of {model.context_limit:,} tokens")
+    return np.array(within, dtype=np.int64)
+
+
+def _chunk(d: Deployment, batch: IntArray, context: IntArray) -> Chunk:
+    """One deployment over a grid, flattened to rows."""
+    found = evaluate(d, batch, context)
+    shape = np.broadcast_shapes(batch.shape, context.shape)
+
+    def rows(values: Any) -> Any:
+        return np.broadcast_to(values, shape).reshape(-1)
+
+    return {**_constants(d), **{name: rows(values) for name, values in _varying(d, found, batch, context).items()}}
+
+
+def _constants(d: Deployment) -> Chunk:
+    return {
+        "model": d.model.id,
+        "gpu": d.gpu.id,
+        "gpus": d.count,
+        "tensor_parallel": d.tp,
+        "pipeline_parallel": d.pp,
+        "weights": d.weights_label,
+        "kv": d.precision.kv.id,
+        "engine": d.engine.id,
+        "weight_bytes": weight_bytes(d.model.all_tensors(), d.precision.weights),
+        "weight_bytes_per_gpu": max(d.stage_weight_bytes),
+        "kv_pool_bytes_per_gpu": max(0, min(d.stage_pool_bytes)),
+        "kv_bytes_per_token": d.curve.growing,
+        "decode_origin": d.efficiency.origin,
+    }
+
+
+def _varying(d: Deployment, found: Evaluation, batch: IntArray, context: IntArray) -> Chunk:
+    step = found.expected.step_s
+    low, high = d.efficiency.interval
+    return {
+        "batch": batch,
+        "context_tokens": context,
+        "kv_bytes_per_sequence": found.kv_bytes_per_sequence,
+        "kv_bytes": found.kv_bytes_per_sequence * batch,
+        "fits": found.fits,
+        "max_batch": _limit(found.max_batch),
+        "max_context_tokens": _limit(found.max_context),
+        "decode_ideal_step_s": found.ideal.step_s,
+        "decode_step_s": step,
+        "decode_step_low_s": step * low,
+        "decode_step_high_s": step * high,
+        "decode_bound": np.array(BOUNDS)[found.expected.bound],
+        "decode_tokens_per_s": batch / step,
+        "arithmetic_intensity_flop_per_byte": found.expected.arithmetic_intensity,
+    }
+
+
+def _limit(values: IntArray) -> IntArray:
+    """-1 where memory sets no limit, so that the column stays whole numbers."""
+    limited: IntArray = np.where(values >= UNBOUNDED, -1, values)
+    return limited
+
+
+def _records(chunk: Chunk) -> Iterator[tuple[Any, ...]]:
+    """Rows of a chunk as plain Python values, in the order of the columns."""
+    rows = len(chunk["batch"])
+    columns = [chunk[c.name] for c in SWEEP_COLUMNS]
+    return zip(*(v.tolist() if isinstance(v, np.ndarray) else itertools.repeat(v, rows) for v in columns), strict=True)
+
+
+def csv_lines(chunk: Chunk) -> Iterator[str]:
+    """Lines of CSV for a chunk. Constants are formatted once; floats have nine significant digits."""
+    pattern, arrays = [], []
+    for column in SWEEP_COLUMNS:
+        value = chunk[column.name]
+        if not isinstance(value, np.ndarray):
+            pattern.append(str(value).replace("%", "%%"))
+            continue
+        pattern.append({"i": "%d", "f": "%.9g"}.get(value.dtype.kind, "%s"))
+        arrays.append(value.tolist())
+    line = ",".join(pattern) + "\n"
+    return (line % row for row in zip(*arrays, strict=True))

@@ -1,0 +1,229 @@
+"""The work of one step, operator by operator: FLOPs, bytes read, bytes sent, launches.
+
+An operator is a row; its numbers are scalars or arrays broadcast over batch and context, for the fullest rank of one
+pipeline stage. Layers that are alike are summed into one row, which is exact because time is homogeneous in work.
+Activations between operators are taken to stay on chip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.attention import AttentionRow
+from planner.model import ModelSpec
+from planner.precision import Format
+from planner.stage import Sharding, Stage
+from planner.tensors import Role, Tensor
+
+if TYPE_CHECKING:
+    from planner.arrays import Numbers
+
+
+ACTIVATION_BYTES = 2
+"""Activations, and what is sent between devices, are 16 bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Work of one kind of operator in one step on one rank.
+
+    Attributes
+    ----------
+    flops
+        Floating-point operations, two for a multiply-add [FLOP].
+    weight_bytes, cache_bytes
+        Bytes read from memory: weights, and keys and values (read and written) [B].
+    sent_bytes
+        Bytes sent out of the device [B].
+    launches
+        Kernels started.
+    compute
+        Formats that the products can run in; see `precision.Format.compute`.
+    """
+
+    name: str
+    compute: tuple[str, ...] = ("bf16", "fp16", "fp32")
+    flops: Numbers = 0.0
+    weight_bytes: Numbers = 0.0
+    cache_bytes: Numbers = 0.0
+    sent_bytes: Numbers = 0.0
+    launches: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Formats that a model runs in."""
+
+    weights: Mapping[Role, Format]
+    kv: Format
+
+
+# Kernels of one layer when a step is captured in a graph and fused as engines do: norm, QKV, rotary and cache write,
+# attention, output projection, norm, gate-up, activation, down.
+_ATTENTION_LAUNCHES, _PROJECTION_LAUNCHES, _FFN_LAUNCHES, _EXPERT_LAUNCHES = 2, 3, 4, 6
+
+
+def decode_work(
+    model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, batch: Numbers, context: Numbers,
+    source: int = 0,
+) -> list[Operator]:  # fmt: skip
+    """Work of one decode step: one new token for each of ``batch`` sequences that hold ``context`` tokens.
+
+    Projections read their weights once and multiply each token with them, ``2 * parameters`` FLOP a token; attention reads
+    every kept key and value once, whatever the number of query heads that share it (Shazeer 2019, arXiv:1911.02150,
+    section 3); of the routed experts those are read that some token of the batch is sent to.
+    """
+    found = []
+    tp = sharding.tp
+    for group, count in stage.groups:
+        found.append(
+            _linear("projections", group.tensors, count, (Role.ATTENTION,), precision, tp, batch, _PROJECTION_LAUNCHES)
+        )
+        found += [_attention(row, count, precision.kv, sharding, batch, context, source) for row in group.attention]
+        found += _feed_forward(group.tensors, count, precision, tp, batch)
+        found += _all_reduces(model, count * (len(group.attention) + bool(group.ffn)), tp, batch)
+    return found + _ends(model, stage, precision, tp, batch, batch)
+
+
+def prefill_work(
+    model: ModelSpec, stage: Stage, precision: Precision, tp: int, tokens: float, source: int = 0
+) -> list[Operator]:
+    """Work of prefilling one prompt of ``tokens`` tokens in one go.
+
+    Causal attention compares each token with itself and those before it that the row keeps; only the last token's logits
+    are computed. An encoder reads its whole source with every token seeing every other.
+    """
+    found = []
+    for group, count in stage.groups:
+        found.append(
+            _linear("projections", group.tensors, count, (Role.ATTENTION,), precision, tp, tokens, _PROJECTION_LAUNCHES)
+        )
+        for row in group.attention:
+            pairs = tokens * source if row.attends_source else causal_pairs(tokens, row.kept_tokens)
+            cached = precision.kv.bytes_per_element * row.cache_elements(tp) * tokens
+            found.append(
+                Operator(
+                    "attention",
+                    flops=count * pairs * row.prefill_flops(tp),
+                    cache_bytes=count * cached,
+                    launches=count * _ATTENTION_LAUNCHES,
+                )
+            )
+        found += _feed_forward(group.tensors, count, precision, tp, tokens)
+        found += _all_reduces(model, count * (len(group.attention) + bool(group.ffn)), tp, tokens)
+    if stage.first and source:
+        for group in model.encoder_groups:
+            found.append(
+                _linear("encoder", group.tensors, group.count, (Role.ATTENTION, Role.FFN), precision, tp, source, 7)
+            )
+            pairs = source * source * sum(row.prefill_flops(tp) for row in group.attention)
+            found.append(Operator("encoder", flops=group.count * float(pairs), launches=group.count))
+    return found + _ends(model, stage, precision, tp, tokens, 1.0)
+
+
+def causal_pairs(tokens: float, kept: int) -> float:
+    """Query-key pairs of a causal prefill: ``sum over i = 1..tokens of min(i, kept)``.
+
+    >>> causal_pairs(4, 10), causal_pairs(4, 2)
+    (10.0, 7.0)
+    """
+    full = min(tokens, kept)
+    return full * (full + 1) / 2 + (tokens - full) * float(min(kept, 2**50))
+
+
+def expected_experts(experts: int, top_k: int, tokens: Numbers) -> Numbers:
+    """Distinct experts that ``tokens`` tokens touch when each picks ``top_k`` at random.
+
+    An expert is missed by one token with probability ``1 - top_k / experts`` and by all with that to the power ``tokens``.
+
+    >>> float(expected_experts(8, 2, 1)), round(float(expected_experts(8, 2, 8)), 2)
+    (2.0, 7.2)
+    """
+    return experts * (1.0 - (1.0 - top_k / experts) ** np.asarray(tokens, dtype=float))
+
+
+def _linear(
+    name: str, tensors: Iterable[Tensor], count: int, roles: tuple[Role, ...], precision: Precision, tp: int,
+    tokens: Numbers, launches: int,
+) -> Operator:  # fmt: skip
+    """Weights that every token is multiplied by."""
+    chosen = [t for t in tensors if t.role in roles]
+    parameters = count * sum(t.per_rank(tp) for t in chosen)
+    nbytes = count * sum(precision.weights[t.role].nbytes(t.per_rank(tp)) for t in chosen)
+    compute = precision.weights[roles[0]].compute
+    return Operator(name, compute, 2.0 * parameters * tokens, float(nbytes), launches=count * launches)
+
+
+def _attention(
+    row: AttentionRow, count: int, kv: Format, sharding: Sharding, batch: Numbers, context: Numbers, source: int
+) -> Operator:
+    local_batch = np.ceil(np.asarray(batch) / sharding.batch_ranks)
+    read = float(source) if row.attends_source else np.minimum(context, float(row.kept_tokens))
+    written = 0.0 if row.attends_source else 1.0
+    token_bytes = float(kv.nbytes(row.cache_elements(sharding.head_ranks)))
+    return Operator(
+        "attention",
+        flops=count * float(row.decode_flops(sharding.head_ranks)) * local_batch * read,
+        cache_bytes=count * token_bytes * local_batch * (read + written),
+        launches=count * _ATTENTION_LAUNCHES,
+    )
+
+
+def _feed_forward(
+    tensors: tuple[Tensor, ...], count: int, precision: Precision, tp: int, tokens: Numbers
+) -> list[Operator]:
+    found = []
+    if any(t.role is Role.FFN for t in tensors):
+        found.append(_linear("ffn", tensors, count, (Role.FFN,), precision, tp, tokens, _FFN_LAUNCHES))
+    experts = [t for t in tensors if t.role is Role.EXPERT]
+    if experts:
+        found.append(_linear("router", tensors, count, (Role.ROUTER,), precision, tp, tokens, 1))
+        form = precision.weights[Role.EXPERT]
+        total, used = experts[0].copies, experts[0].used
+        touched = expected_experts(total, used, tokens)
+        one = sum(t.per_rank(tp) for t in experts) / total
+        one_bytes = sum(form.nbytes(t.per_rank(tp)) for t in experts) / total
+        found.append(
+            Operator(
+                "experts",
+                form.compute,
+                flops=2.0 * count * one * used * tokens,
+                weight_bytes=count * one_bytes * touched,
+                launches=count * _EXPERT_LAUNCHES,
+            )
+        )
+    return found
+
+
+def _all_reduces(model: ModelSpec, times: int, tp: int, tokens: Numbers) -> list[Operator]:
+    """Sums over tensor-parallel ranks after each row-split projection.
+
+    A ring sends ``2 (tp - 1) / tp`` of the message from each rank: Patarasuk and Yuan 2009, JPDC 69(2), section 3.
+    """
+    if tp == 1:
+        return []
+    message = model.hidden * ACTIVATION_BYTES * tokens
+    return [Operator("all-reduce", sent_bytes=times * 2 * (tp - 1) / tp * message, launches=times)]
+
+
+def _ends(
+    model: ModelSpec, stage: Stage, precision: Precision, tp: int, tokens: Numbers, sampled: Numbers
+) -> list[Operator]:
+    """Embedding look-up, the hand-over between stages, and the head with its logits."""
+    found = []
+    row_bytes = precision.weights[Role.EMBEDDING].bytes_per_element * model.hidden
+    if stage.first:
+        found.append(Operator("embedding", weight_bytes=row_bytes * tokens, launches=1))
+    if not stage.last:
+        found.append(Operator("stage hand-over", sent_bytes=model.hidden * ACTIVATION_BYTES * tokens, launches=1))
+    else:
+        head = Tensor("lm_head", Role.HEAD, model.vocab, model.hidden)
+        found.append(_linear("lm_head", (head,), 1, (Role.HEAD,), precision, tp, sampled, 2))
+        if tp > 1:
+            logits = (tp - 1) / tp * model.vocab * ACTIVATION_BYTES * sampled
+            found.append(Operator("logits gather", sent_bytes=logits / tp, launches=1))
+    return found
