@@ -1,0 +1,5 @@
+"""``python -m planner`` is the same as ``kvplan``."""
+
+from planner.cli import main
+
+main()

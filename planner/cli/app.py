@@ -1,0 +1,72 @@
+"""The command line: parse, call a verb, render. ``kvplan MODEL ...`` is short for ``kvplan plan MODEL ...``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from planner.cli import commands
+from planner.errors import KvplanError
+
+OK, BAD_INPUT, INTERNAL = 0, 2, 70
+
+
+class _DefaultVerb(TyperGroup):
+    """A group whose first word may be left out when it is ``plan``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        if args and args[0] not in self.commands and args[0] not in own:
+            args = ["plan", *args]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        found = super().shell_complete(ctx, incomplete)
+        plan = self.commands["plan"]
+        model = next(p for p in plan.params if p.name == "model")
+        return found + model.shell_complete(ctx, incomplete)
+
+
+app = typer.Typer(
+    cls=_DefaultVerb,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.callback()(commands.top)
+for verb in (commands.plan, commands.compare, commands.sweep, commands.explain, commands.models, commands.gpus):
+    app.command()(verb)
+
+
+def main() -> NoReturn:
+    """Run the command. No traceback reaches a user: whatever goes wrong is one line on standard error."""
+    try:
+        code = app(standalone_mode=False)
+    except KvplanError as error:
+        _fail(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OK)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's own complaint: unknown option, missing argument
+            _fail(f"{error.format_message().rstrip('.')}; 'kvplan --help' shows how", BAD_INPUT)
+        if os.environ.get("KVPLAN_DEBUG"):
+            raise
+        _fail(
+            f"internal error, please report it: {type(error).__name__}: {error} (KVPLAN_DEBUG=1 shows more)", INTERNAL
+        )
+    sys.exit(code if isinstance(code, int) else OK)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("kvplan: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,335 @@
+"""The verbs as commands: parse, call, render. Each imports what it needs when it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from planner import __version__
+from planner.cli.options import (
+    Attention,
+    Batch,
+    Context,
+    Csv,
+    Engine,
+    Fraction,
+    Gpu,
+    Json,
+    Kv,
+    KvMemory,
+    KvShard,
+    Md,
+    Model,
+    PadHeads,
+    Pp,
+    SourceTokens,
+    Tp,
+    Weights,
+    complete_gpus,
+    complete_models,
+    complete_quantities,
+)
+from planner.cli.output import Outputs, render, table_outputs
+
+if TYPE_CHECKING:
+    from planner.verbs.plan import Options
+    from planner.verbs.sweep import Sweep
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"kvplan {__version__}")
+        raise typer.Exit
+
+
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """How much memory a language model needs on a GPU, what batch × context fits, and how fast it decodes.
+
+    [bold]kvplan llama3-70b --gpu h100[/bold] is short for [bold]kvplan plan llama3-70b --gpu h100[/bold].
+    """
+
+
+def plan(
+    model: Model,
+    gpu: Gpu,
+    tp: Tp = None,
+    pp: Pp = None,
+    weights: Weights = None,
+    kv: Kv = None,
+    context: Context = None,
+    batch: Batch = "1",
+    engine: Engine = "vllm",
+    attention: Attention = None,
+    memory_fraction: Fraction = None,
+    kv_memory: KvMemory = None,
+    source: SourceTokens = None,
+    kv_shard: KvShard = "heads",
+    pad_heads: PadHeads = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if it does not fit.")] = False,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> int:
+    """Plan one model on one replica of GPUs: memory, the largest batch and context, the decode step."""
+    from planner.verbs.plan import plan as run
+
+    options = _options(tp, pp, weights, kv, engine, memory_fraction, kv_memory, source, kv_shard, pad_heads)
+    answer = run(model, gpu, batch=batch, context=context, attention=attention, **options)
+
+    def show() -> None:
+        from planner.report.terminal import console, show_plan
+
+        show_plan(answer, console())
+
+    def write_csv(stream: IO[str]) -> None:
+        from planner.report import data, tables
+
+        data.write_csv(tables.plan_row(answer), stream)
+
+    def write_md(stream: IO[str]) -> None:
+        from planner.report import data, tables
+
+        heading = f"{answer.model.name} on {answer.gpu.count} × {answer.gpu.name}"
+        data.write_markdown(tables.plan_tables(answer), stream, heading, answer.notes)
+
+    render([(json, lambda stream: stream.write(answer.to_json() + "\n")), (csv, write_csv), (md, write_md)], show)
+    return int(check and not answer.memory.fits)
+
+
+def compare(
+    model: Model,
+    gpu: Gpu,
+    attention: Annotated[
+        str, typer.Option("--attention", "-a", help="Variants: mha, gqa (8 groups or its own), gqa:N, mqa, mla[:RANK].")
+    ] = "mha,gqa,mqa",
+    tp: Tp = None,
+    pp: Pp = None,
+    weights: Weights = None,
+    kv: Kv = None,
+    context: Context = None,
+    batch: Batch = "1",
+    engine: Engine = "vllm",
+    memory_fraction: Fraction = None,
+    kv_memory: KvMemory = None,
+    source: SourceTokens = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """Compare attention variants of one model on the same GPUs: cache, largest batch and context, decode step."""
+    from planner.axes import parse_names
+    from planner.verbs.compare import compare as run
+
+    options = _options(tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
+    answer = run(model, gpu, parse_names(attention), batch=batch, context=context, **options)
+
+    def show() -> None:
+        from planner.report.terminal import console, show_comparison
+
+        show_comparison(answer, console())
+
+    from planner.report.tables import comparison_table
+
+    outputs: Outputs = [(json, lambda stream: stream.write(answer.to_json() + "\n"))]
+    render([*outputs, *table_outputs(comparison_table(answer), None, csv, md)], show)
+
+
+def sweep(
+    models: Annotated[str, typer.Argument(help="Models, separated by commas.", autocompletion=complete_models)],
+    gpu: Annotated[
+        str,
+        typer.Option("--gpu", "-g", help="GPUs, separated by commas; 4xh100 is four.", autocompletion=complete_gpus),
+    ],
+    tp: Annotated[str | None, typer.Option(help="Tensor-parallel degrees: 1,2,4,8.")] = None,
+    pp: Annotated[str | None, typer.Option(help="Pipeline-parallel degrees.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Weight formats: bf16,fp8.")] = None,
+    kv: Annotated[str | None, typer.Option(help="KV-cache formats: bf16,fp8.")] = None,
+    context: Annotated[
+        str | None,
+        typer.Option("--context", "-c", help="Contexts: 8k, or 1k:128k (every 1k), or 1k:128k:x2 (doublings)."),
+    ] = None,
+    batch: Annotated[
+        str, typer.Option("--batch", "-b", help="Batches: 1,8,64, or 1:512 (every one), 1:512:8, 1:512:x2.")
+    ] = "1",
+    engine: Engine = "vllm",
+    memory_fraction: Fraction = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """Every combination of models, GPUs, degrees, formats, batches and contexts, as one tidy table."""
+    from planner.axes import parse_axis, parse_names
+    from planner.verbs.sweep import sweep as run
+
+    table = run(
+        parse_names(models),
+        parse_names(gpu),
+        tp=parse_axis(tp, "--tp") if tp else [None],
+        pp=parse_axis(pp, "--pp") if pp else [None],
+        weights=parse_names(weights) if weights else [None],
+        kv=parse_names(kv) if kv else [None],
+        batch=parse_axis(batch, "batch"),
+        context=parse_axis(context, "context") if context else None,
+        engine=engine,
+        memory_fraction=memory_fraction,
+    )
+    for line in table.skipped:
+        print(f"kvplan: left out {line}", file=sys.stderr)
+
+    def streamed(write: Callable[[IO[str], Callable[[int], object]], None]) -> Callable[[IO[str]], None]:
+        def writer(stream: IO[str]) -> None:
+            with _progress(table) as advance:
+                write(stream, advance)
+
+        return writer
+
+    def show() -> None:
+        from planner.report.terminal import console, show_sweep
+
+        show_sweep(table, console())
+
+    outputs: Outputs = [
+        (json, streamed(table.write_json)),
+        (csv, streamed(table.write_csv)),
+        (md, streamed(table.write_markdown)),
+    ]
+    # A sweep that was written to a file is not shown as well.
+    render(outputs, show if json is csv is md is None else lambda: None)
+
+
+@contextlib.contextmanager
+def _progress(table: Sweep) -> Iterator[Callable[[int], object]]:
+    """A progress bar on standard error, where that is a terminal and the table is long."""
+    if not sys.stderr.isatty() or table.rows < 20_000:
+        yield lambda rows: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("rows", total=table.rows)
+        yield lambda rows: progress.advance(task, rows)
+
+
+def explain(
+    model: Model,
+    gpu: Gpu,
+    quantity: Annotated[
+        str,
+        typer.Argument(help="A figure: kv_bytes_per_token, max_batch, step_s …", autocompletion=complete_quantities),
+    ] = "kv_bytes_per_token",
+    tp: Tp = None,
+    pp: Pp = None,
+    weights: Weights = None,
+    kv: Kv = None,
+    context: Context = None,
+    batch: Batch = "1",
+    engine: Engine = "vllm",
+    attention: Attention = None,
+    memory_fraction: Fraction = None,
+    kv_memory: KvMemory = None,
+    source: SourceTokens = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """Explain one figure of a plan: formula, substituted numbers, result and sources."""
+    from planner.report.tables import explanation_table
+    from planner.verbs.explain import explain as run
+
+    options = _options(tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
+    answer = run(model, gpu, quantity, batch=batch, context=context, attention=attention, **options)
+
+    def show() -> None:
+        from planner.report.terminal import console, show_explanation
+
+        show_explanation(answer, console())
+
+    outputs: Outputs = [(json, lambda stream: stream.write(answer.to_json() + "\n"))]
+    render([*outputs, *table_outputs(explanation_table(answer), None, csv, md)], show)
+
+
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="One model, or part of names.", autocompletion=complete_models)
+    ] = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """List the bundled models, or show one."""
+    from planner.catalog import load_model, matching, model_ids
+    from planner.report.tables import model_table
+
+    found = [load_model(i) for i in matching(model_ids(), name, load_model)]
+
+    def show() -> None:
+        from planner.report.terminal import console, show_model, show_table
+
+        if len(found) == 1:
+            show_model(found[0], console())
+        else:
+            show_table(model_table(found), console())
+
+    render(table_outputs(model_table(found), json, csv, md), show)
+
+
+def gpus(
+    name: Annotated[str | None, typer.Argument(help="One GPU, or part of names.", autocompletion=complete_gpus)] = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """List the GPU catalogue, or show one device."""
+    from planner.catalog import gpu_ids, load_gpu, matching
+    from planner.report.tables import gpu_table
+
+    found = [load_gpu(i) for i in matching(gpu_ids(), name, load_gpu)]
+
+    def show() -> None:
+        from planner.report.terminal import console, show_gpu, show_table
+
+        if len(found) == 1:
+            show_gpu(found[0], console())
+        else:
+            show_table(gpu_table(found), console())
+
+    render(table_outputs(gpu_table(found), json, csv, md), show)
+
+
+def _options(
+    tp: int | None,
+    pp: int | None,
+    weights: str | None,
+    kv: str | None,
+    engine: str,
+    memory_fraction: str | None,
+    kv_memory: str | None,
+    source: str | None,
+    kv_shard: str = "heads",
+    pad_heads: bool = False,
+) -> Options:
+    """What the verbs hand on to `deployment.deploy`."""
+    from planner.units import parse_tokens
+
+    return {
+        "tp": tp,
+        "pp": pp,
+        "weights": weights,
+        "kv": kv,
+        "engine": engine,
+        "memory_fraction": memory_fraction,
+        "kv_memory": kv_memory,
+        "source": parse_tokens(source, "source length") if source is not None else None,
+        "kv_shard": kv_shard,
+        "pad_heads": pad_heads,
+    }

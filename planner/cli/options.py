@@ -1,0 +1,128 @@
+"""Options that several verbs share: their names, help texts, panels and completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+
+def _complete(names: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+    def completer(incomplete: str) -> list[str]:
+        head, comma, last = incomplete.rpartition(",")
+        return [head + comma + name for name in names() if name.startswith(last.lower())]
+
+    return completer
+
+
+def _models() -> list[str]:
+    from planner.catalog import model_ids
+
+    return model_ids()
+
+
+def _gpus() -> list[str]:
+    from planner.catalog import gpu_ids
+
+    return gpu_ids()
+
+
+def _weight_formats() -> list[str]:
+    from planner.precision import FORMATS
+
+    return list(FORMATS)
+
+
+def _kv_formats() -> list[str]:
+    from planner.precision import kv_formats
+
+    return list(kv_formats())
+
+
+def _engines() -> list[str]:
+    from planner.serving import engine_ids
+
+    return engine_ids()
+
+
+def _quantities() -> list[str]:
+    from planner.verbs.explain import quantities
+
+    return list(quantities())
+
+
+complete_models, complete_gpus, complete_quantities = _complete(_models), _complete(_gpus), _complete(_quantities)
+
+_OUTPUT = "Output (FILE, or - for standard output)"
+_PARALLEL = "GPUs"
+_FORMAT = "Formats and engine"
+_WORK = "Workload"
+
+Model = Annotated[str, typer.Argument(help="Model: id, Hugging Face id or card file.", autocompletion=complete_models)]
+Gpu = Annotated[
+    str,
+    typer.Option(
+        "--gpu",
+        "-g",
+        help="GPU, or 4xh100 for a replica of four.",
+        autocompletion=complete_gpus,
+        rich_help_panel=_PARALLEL,
+    ),
+]
+Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel degree.", rich_help_panel=_PARALLEL)]
+Pp = Annotated[int | None, typer.Option("--pp", help="Pipeline-parallel degree.", rich_help_panel=_PARALLEL)]
+KvShard = Annotated[
+    str, typer.Option(help="Deal the cache out by 'heads' or by 'batch'.", rich_help_panel=_PARALLEL, show_default=True)
+]
+PadHeads = Annotated[
+    bool, typer.Option("--pad-heads", help="Allow a --tp that does not divide the heads.", rich_help_panel=_PARALLEL)
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weight format; by default the checkpoint's own.",
+        autocompletion=_complete(_weight_formats),
+        rich_help_panel=_FORMAT,
+    ),
+]
+Kv = Annotated[
+    str | None,
+    typer.Option(
+        help="KV-cache format; by default bf16.", autocompletion=_complete(_kv_formats), rich_help_panel=_FORMAT
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Engine whose memory budget applies; 'none' is the model's own need.",
+        autocompletion=_complete(_engines),
+        rich_help_panel=_FORMAT,
+    ),
+]
+Fraction = Annotated[
+    str | None,
+    typer.Option(help="Share of a GPU's memory that the engine takes, 0.9 or 90%.", rich_help_panel=_FORMAT),
+]
+KvMemory = Annotated[
+    str | None, typer.Option(help="Cache memory of one GPU, given instead of derived: 9.6GiB.", rich_help_panel=_FORMAT)
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(help="What if the attention were mha, gqa, gqa:N, mqa or mla?", rich_help_panel=_FORMAT),
+]
+Context = Annotated[
+    str | None,
+    typer.Option("--context", "-c", help="Tokens a sequence holds: 8192 or 8k.", rich_help_panel=_WORK),
+]
+Batch = Annotated[str, typer.Option("--batch", "-b", help="Sequences decoded together.", rich_help_panel=_WORK)]
+SourceTokens = Annotated[
+    str | None, typer.Option("--source", help="Source tokens of an encoder-decoder.", rich_help_panel=_WORK)
+]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write JSON, base units.", rich_help_panel=_OUTPUT)
+]
+Csv = Annotated[
+    str | None, typer.Option("--csv", metavar="FILE", help="Write CSV, base units.", rich_help_panel=_OUTPUT)
+]
+Md = Annotated[str | None, typer.Option("--md", metavar="FILE", help="Write Markdown.", rich_help_panel=_OUTPUT)]

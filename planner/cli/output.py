@@ -1,0 +1,42 @@
+"""Where answers go: files, standard output, the screen. Data on standard output, notes and progress on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import IO, TYPE_CHECKING
+
+from planner.errors import InputError
+from planner.files import writing
+
+if TYPE_CHECKING:
+    from planner.report.tables import Table
+
+Writer = Callable[[IO[str]], object]
+Outputs = Sequence[tuple[str | None, Writer]]
+
+
+def render(outputs: Outputs, show: Callable[[], object]) -> None:
+    """Write what was asked for; the screen is shown unless standard output carries data."""
+    wanted = [(path, write) for path, write in outputs if path is not None]
+    paths = [path for path, _ in wanted]
+    if len(set(paths)) < len(paths):
+        raise InputError(f"two outputs go to {max(paths, key=paths.count)!r}; give each its own file")
+    for path, write in wanted:
+        with writing(path) as stream:
+            write(stream)
+        if path != "-":
+            print(f"kvplan: wrote {path}", file=sys.stderr)
+    if "-" not in paths:
+        show()
+
+
+def table_outputs(table: Table, json: str | None, csv: str | None, md: str | None) -> Outputs:
+    """Writers of a plain table."""
+    from planner.report.data import write_csv, write_json, write_markdown
+
+    return [
+        (json, lambda stream: write_json(table, stream)),
+        (csv, lambda stream: write_csv(table, stream)),
+        (md, lambda stream: write_markdown([table], stream)),
+    ]

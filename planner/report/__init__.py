@@ -1,0 +1,1 @@
+"""One result, many renderers: the terminal, CSV, JSON and Markdown walk the same tables."""

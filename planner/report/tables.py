@@ -1,0 +1,166 @@
+"""Results as tables: what every renderer walks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from planner.columns import (
+    BUDGET_COLUMNS,
+    COMPARE_COLUMNS,
+    DECODE_COLUMNS,
+    EXPLAIN_COLUMNS,
+    FRONTIER_COLUMNS,
+    GPU_COLUMNS,
+    MODEL_COLUMNS,
+    REMEDY_COLUMNS,
+    SWEEP_COLUMNS,
+    Column,
+)
+from planner.memory import cache_curve
+from planner.precision import find_format
+from planner.result import DecodePlan, Plan
+from planner.stage import stages_of
+
+if TYPE_CHECKING:
+    from planner.gpu import GpuSpec
+    from planner.model import ModelSpec
+    from planner.verbs.compare import Comparison
+    from planner.verbs.explain import Explanation
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under declared columns."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Record, ...]
+
+    def shown(self) -> list[list[str]]:
+        """Cells as people read them."""
+        return [[column.show(row[column.name]) for column in self.columns] for row in self.rows]
+
+
+def plan_row(plan: Plan) -> Table:
+    """A plan as one row of a sweep, column for column."""
+    memory, decode, deployment = plan.memory, plan.decode, plan.deployment
+    row = {
+        "model": plan.model.id,
+        "gpu": plan.gpu.id,
+        "gpus": plan.gpu.count,
+        "tensor_parallel": deployment.tensor_parallel,
+        "pipeline_parallel": deployment.pipeline_parallel,
+        "weights": deployment.weights,
+        "kv": deployment.kv,
+        "engine": deployment.engine,
+        "batch": plan.workload.batch,
+        "context_tokens": plan.workload.context,
+        "weight_bytes": memory.weight_bytes,
+        "weight_bytes_per_gpu": memory.weight_bytes_per_gpu,
+        "kv_bytes_per_token": memory.kv_bytes_per_token,
+        "kv_bytes_per_sequence": memory.kv_bytes_per_sequence,
+        "kv_bytes": memory.kv_bytes_per_sequence * plan.workload.batch,
+        "kv_pool_bytes_per_gpu": memory.kv_pool_bytes_per_gpu,
+        "fits": memory.fits,
+        "max_batch": -1 if memory.max_batch is None else memory.max_batch,
+        "max_context_tokens": -1 if memory.max_context is None else memory.max_context,
+        "decode_ideal_step_s": decode.ideal_step_s,
+        "decode_step_s": decode.step_s,
+        "decode_step_low_s": decode.interval_s[0],
+        "decode_step_high_s": decode.interval_s[1],
+        "decode_origin": decode.origin,
+        "decode_bound": decode.bound,
+        "decode_tokens_per_s": decode.tokens_per_s,
+        "arithmetic_intensity_flop_per_byte": decode.arithmetic_intensity,
+    }
+    return Table("Plan", SWEEP_COLUMNS, (row,))
+
+
+def plan_tables(plan: Plan) -> list[Table]:
+    """A plan as the tables that people see."""
+    decode = Table(
+        f"Decode step at context {plan.workload.context:,}",
+        DECODE_COLUMNS,
+        tuple(_decode_row(d) for d in plan.decode_by_batch),
+    )
+    frontier = Table("Largest batch by context", FRONTIER_COLUMNS, _records(plan.frontier))
+    budget = Table("Memory of one GPU", BUDGET_COLUMNS, tuple({"part": p, "bytes": b} for p, b in budget_parts(plan)))
+    remedies = [Table("What would make it fit", REMEDY_COLUMNS, _records(plan.remedies))] if plan.remedies else []
+    return [budget, *remedies, frontier, decode]
+
+
+def budget_parts(plan: Plan) -> list[tuple[str, int]]:
+    """What one GPU's memory goes to, in order; the parts sum to what is usable, or to more if it does not fit."""
+    memory = plan.memory
+    needed = memory.weight_bytes_per_gpu + memory.activation_bytes_per_gpu + memory.overhead_bytes_per_gpu
+    held_back = max(0, plan.gpu.usable_bytes - max(memory.budget_bytes_per_gpu, needed + memory.kv_pool_bytes_per_gpu))
+    return [
+        ("weights", memory.weight_bytes_per_gpu),
+        ("KV cache", memory.kv_bytes_per_gpu),
+        ("activations", memory.activation_bytes_per_gpu),
+        ("overhead", memory.overhead_bytes_per_gpu),
+        ("free for KV", max(0, memory.kv_pool_bytes_per_gpu - memory.kv_bytes_per_gpu)),
+        ("held back", held_back),
+    ]
+
+
+def _decode_row(d: DecodePlan) -> Record:
+    return {**d.to_dict(), "step_low_s": d.interval_s[0], "step_high_s": d.interval_s[1]}
+
+
+def _records(results: Iterable[Any]) -> tuple[Record, ...]:
+    return tuple(r.to_dict() for r in results)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Attention variants side by side."""
+    load = comparison.workload
+    title = f"{comparison.model.name} at batch {load.batch:,} and context {load.context:,}"
+    return Table(title, COMPARE_COLUMNS, _records(comparison.variants))
+
+
+def explanation_table(explanation: Explanation) -> Table:
+    """One figure's derivation as a row."""
+    return Table(explanation.quantity, EXPLAIN_COLUMNS, (explanation.to_dict(),))
+
+
+def model_table(models: Iterable[ModelSpec]) -> Table:
+    """The model catalogue; KV per token is in bf16 while windows fill."""
+    return Table("Models", MODEL_COLUMNS, tuple(_model_row(m) for m in models))
+
+
+def _model_row(m: ModelSpec) -> Record:
+    curve = cache_curve(stages_of(m, 1)[0], find_format("bf16"), 1, m.source_tokens)
+    return {
+        "id": m.id,
+        "parameters": m.total_parameters,
+        "active_parameters": m.active_parameters,
+        "layers": m.layers,
+        "variants": "; ".join(m.variants),
+        "kv_bytes_per_token": curve.growing,
+        "context_limit": m.context_limit,
+        "name": m.name,
+    }
+
+
+def gpu_table(gpus: Iterable[GpuSpec]) -> Table:
+    """The GPU catalogue."""
+    return Table("GPUs", GPU_COLUMNS, tuple(_gpu_row(g) for g in gpus))
+
+
+def _gpu_row(g: GpuSpec) -> Record:
+    return {
+        "id": g.id,
+        "usable_bytes": g.usable_bytes,
+        "bandwidth_bytes_per_s": g.bandwidth_bytes_per_s,
+        "bf16_flop_per_s": g.peaks.get("bf16"),
+        "fp8_flop_per_s": g.peaks.get("fp8"),
+        "link_bytes_per_s": g.link_bytes_per_s,
+        "devices": g.link.devices,
+        "architecture": g.architecture,
+        "name": g.name,
+    }

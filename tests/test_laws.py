@@ -1,0 +1,155 @@
+"""Laws that hold for every model: hypothesis looks for one that breaks them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.attention import UNBOUNDED, HeadAttention, with_variant
+from planner.deployment import deploy
+from planner.evaluate import decode_times, evaluate
+from planner.memory import CacheCurve, cache_curve
+from planner.model import ModelSpec
+from planner.precision import find_format
+from planner.stage import split_layers, stages_of
+from planner.verbs.plan import plan
+from planner.verbs.sweep import sweep
+from tests.specs import build, device, models
+
+BF16 = find_format("bf16")
+contexts = st.integers(1, 4096)
+batches = st.integers(1, 3000)
+
+
+def curve_of(model: ModelSpec, tp: int = 1) -> CacheCurve:
+    return cache_curve(stages_of(model, 1)[0], BF16, tp)
+
+
+@given(contexts)
+def test_mqa_is_gqa_of_one(context: int) -> None:
+    row = HeadAttention(heads=32, kv_heads=8, head_dim=128)
+    assert with_variant(row, "mqa") == with_variant(row, "gqa:1")
+    assert with_variant(row, "mha") == with_variant(row, "gqa:32")
+
+
+@given(models(), contexts)
+def test_window_longer_than_the_context_is_full_attention(model: ModelSpec, context: int) -> None:
+    full = build(**{**_fields(model), "attention": tuple({**_row(r), "window": None} for r in model.attention)})
+    wide = build(**{**_fields(model), "attention": tuple({**_row(r), "window": context + 1} for r in model.attention)})
+    assert curve_of(full).nbytes(context) == curve_of(wide).nbytes(context)
+
+
+@given(models(), contexts)
+def test_cache_grows_with_context_and_not_faster_than_at_first(model: ModelSpec, context: int) -> None:
+    curve = curve_of(model)
+    step = curve.nbytes(context + 1) - curve.nbytes(context)
+    assert curve.saturated <= step <= curve.growing
+    assert curve.nbytes(context) <= context * curve.growing
+
+
+@given(models(), st.sampled_from([1, 2, 4]), contexts)
+def test_shards_never_sum_to_less_than_the_whole(model: ModelSpec, tp: int, context: int) -> None:
+    assert tp * curve_of(model, tp).nbytes(context) >= curve_of(model).nbytes(context)
+    for t, _ in model.all_tensors():
+        assert tp * t.per_rank(tp) >= t.parameters
+        assert t.per_rank(tp) <= t.parameters
+
+
+@given(models(), st.integers(1, 6))
+def test_stages_hold_every_layer_once(model: ModelSpec, pp: int) -> None:
+    pp = min(pp, model.layers)
+    stages = stages_of(model, pp)
+    assert [s.layers for s in stages] == split_layers(model.layers, pp)
+    assert sum(s.layers for s in stages) == model.layers
+    copied = model.vocab * model.hidden if model.tied and pp > 1 else 0
+    whole = sum(t.parameters * n for s in stages for t, n in s.all_tensors())
+    assert whole == model.total_parameters + copied
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 500)), max_size=3),
+    st.integers(0, 10**6),
+    st.integers(0, 10**6),
+)
+def test_longest_is_the_inverse_of_the_curve(windows: list[tuple[int, int]], rate: int, fixed: int) -> None:
+    full = ((rate, UNBOUNDED),) if rate else ()
+    curve = CacheCurve((*((r, k) for r, k in windows), *full), fixed)
+    for budget in (0, fixed, fixed + 1, curve.nbytes(77), curve.nbytes(77) + 1, 10**9):
+        longest = curve.longest(budget)
+        if longest >= UNBOUNDED:
+            assert curve.nbytes(10**12) <= budget
+        else:
+            assert longest == 0 or curve.nbytes(longest) <= budget
+            assert curve.nbytes(longest + 1) > budget
+
+
+@given(models(), batches, contexts, st.sampled_from(["none", "vllm"]), st.sampled_from([1, 2, 4]), st.integers(1, 3))
+def test_max_batch_fits_and_one_more_does_not(
+    model: ModelSpec, batch: int, context: int, engine: str, tp: int, pp: int
+) -> None:
+    gpu = device(memory={"nominal_gb": 4, "type": "HBM", "bandwidth_gb_per_s": 100})
+    found = deploy(model, gpu, context=context, tp=tp, pp=min(pp, model.layers), engine=engine)
+    most = found.max_batch(context)
+    if 0 < most < UNBOUNDED:
+        assert found.missing_bytes(most, context) == 0
+    if most < UNBOUNDED:
+        assert found.missing_bytes(most + 1, context) > 0
+    longest = found.max_context(batch)
+    if 0 < longest < UNBOUNDED:
+        assert found.max_batch(longest) >= batch
+        assert found.max_batch(longest + found.engine.block_tokens) < batch
+
+
+@given(models(), batches, contexts)
+def test_memory_is_linear_in_batch(model: ModelSpec, batch: int, context: int) -> None:
+    one, many = (plan(model, device(), batch=b, context=context, tp=1, engine="none").memory for b in (1, batch))
+    assert many.kv_bytes_per_gpu == batch * one.kv_bytes_per_gpu
+
+
+@given(models(), st.sampled_from([1, 2, 4]), st.integers(1, 512), contexts)
+def test_time_laws(model: ModelSpec, tp: int, batch: int, context: int) -> None:
+    """Expected is never under ideal, more work never faster, more bandwidth never slower."""
+    slow, fast = device(), device(memory={"nominal_gb": 1, "type": "HBM", "bandwidth_gb_per_s": 150})
+    d = deploy(model, slow, context=context, tp=tp)
+    ideal, expected = decode_times(d, np.array([batch, batch + 1]), np.array([context]))
+    assert np.all(expected.step_s >= np.asarray(ideal.step_s) * (1 - 1e-12))
+    assert expected.step_s[1] >= expected.step_s[0]  # type: ignore[index]
+    longer = decode_times(d, batch, context + 1)[1].step_s
+    assert longer >= expected.step_s[0] * (1 - 1e-12)  # type: ignore[index]
+    quick = decode_times(deploy(model, fast, context=context, tp=tp), batch, context)
+    assert quick[0].step_s <= ideal.step_s[0] * (1 + 1e-12)  # type: ignore[index]
+    assert quick[1].step_s <= expected.step_s[0] * (1 + 1e-12)  # type: ignore[index]
+    parts = sum(np.asarray(p) for p in expected.parts)
+    assert np.allclose(parts, expected.step_s)
+
+
+@given(models(), st.lists(st.integers(1, 600), min_size=1, max_size=4), st.lists(contexts, min_size=1, max_size=4))
+def test_a_sweep_row_is_its_plan(model: ModelSpec, some_batches: list[int], some_contexts: list[int]) -> None:
+    from planner.report.tables import plan_row
+
+    gpu = device()
+    table = sweep([model], [gpu], tp=[2], batch=some_batches, context=some_contexts)
+    for row in table.head(20):
+        p = plan(model, gpu, tp=2, batch=row["batch"], context=row["context_tokens"])
+        (expected,) = plan_row(p).rows
+        for name, value in row.items():
+            assert value == (pytest.approx(expected[name]) if isinstance(value, float) else expected[name]), name
+
+
+@given(models(), batches, contexts)
+def test_arrays_answer_like_scalars(model: ModelSpec, batch: int, context: int) -> None:
+    d = deploy(model, device(), context=context, tp=1)
+    grid = evaluate(d, np.array([[batch], [batch + 7]]), np.array([[context, context + 5]]))
+    assert d.max_batch(context) == grid.max_batch[0, 0]
+    assert d.max_context(batch) == grid.max_context[0, 0]
+    assert d.curve.nbytes(context + 5) == grid.kv_bytes_per_sequence[0, 1]
+
+
+def _fields(model: ModelSpec) -> dict[str, object]:
+    return {"layers": model.layers, "hidden": model.hidden, "vocab": model.vocab, "ffn": model.ffn}
+
+
+def _row(row: object) -> dict[str, object]:
+    return row.model_dump()  # type: ignore[attr-defined, no-any-return]

@@ -1,0 +1,165 @@
+"""An independent, slow, obvious count: loops over layers, tokens, heads and matrices, against the formulas."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.attention import HeadAttention, LatentAttention
+from planner.memory import cache_curve, weight_bytes
+from planner.model import ModelSpec
+from planner.precision import FORMATS, find_format
+from planner.stage import Sharding, stages_of
+from planner.tensors import Role
+from planner.work import Precision, causal_pairs, decode_work, expected_experts
+from tests.specs import build, models
+
+
+def layers_of(model: ModelSpec) -> list[HeadAttention | LatentAttention]:
+    """The row of each layer, found by trying every layer against every row's ``at`` with plain list slicing."""
+    found = []
+    for layer in range(model.layers):
+        claimed = [
+            r for r in model.attention if r.at and any(layer in _listed(part, model.layers) for part in r.at.split())
+        ]
+        rest = [r for r in model.attention if not r.at]
+        (row,) = claimed or rest
+        assert isinstance(row, HeadAttention | LatentAttention)
+        found.append(row)
+    return found
+
+
+def _listed(part: str, layers: int) -> list[int]:
+    numbers = list(range(layers))
+    if ":" not in part:
+        return [numbers[int(part)]]
+    start, stop, step = ([int(n) if n else None for n in part.split(":")] + [None, None])[:3]
+    return numbers[start:stop:step]
+
+
+def count_parameters(model: ModelSpec) -> int:
+    """Every matrix as rows times columns, every vector by its length."""
+    h = model.hidden
+    norm = h * (1 + model.norm_bias)
+    total = model.vocab * h + model.learned_positions * h + norm
+    total += 0 if model.tied else model.vocab * h
+    total += model.vocab if model.head_bias else 0
+    for row in layers_of(model):
+        if isinstance(row, LatentAttention):
+            head = row.qk_nope_head_dim + row.qk_rope_head_dim
+            total += h * row.kv_lora_rank + h * row.qk_rope_head_dim + row.kv_lora_rank
+            total += row.kv_lora_rank * row.heads * row.qk_nope_head_dim + row.kv_lora_rank * row.heads * row.v_head_dim
+            total += row.heads * row.v_head_dim * h
+            total += (h * row.q_lora_rank + row.q_lora_rank + row.q_lora_rank * row.heads * head) if row.q_lora_rank else (
+                h * row.heads * head
+            )  # fmt: skip
+        else:
+            value = row.v_head_dim if row.v_head_dim is not None else row.head_dim
+            q, k, v = row.heads * row.head_dim, row.kv_heads * row.head_dim, row.kv_heads * value
+            total += h * q + h * k + h * v + row.heads * value * h
+            total += (q + k + v if row.qkv_bias else 0) + (h if row.o_bias else 0) + (row.heads if row.sinks else 0)
+            total += {"none": 0, "head": 2 * row.head_dim, "full": q + k}[row.qk_norm]
+        ffn = model.ffn[0]
+        branches = 3 if ffn.gated else 2
+
+        def mlp(width: int, branches: int = branches, bias: bool = ffn.bias) -> int:
+            return branches * h * width + ((branches - 1) * width + h if bias else 0)
+
+        if ffn.experts:
+            total += h * ffn.experts + sum(mlp(ffn.width) for _ in range(ffn.experts))
+            total += mlp(ffn.shared_width) if ffn.shared_width else 0
+            total += (ffn.experts if ffn.router_bias else 0) + (h if ffn.shared_gate else 0)
+        else:
+            total += mlp(ffn.width)
+        total += model.norms_per_layer * norm
+    return total
+
+
+@given(models())
+def test_parameters(model: ModelSpec) -> None:
+    assert model.total_parameters == count_parameters(model)
+    assert weight_bytes(model.all_tensors(), model.weight_formats("bf16")) == 2 * count_parameters(model)
+
+
+@given(models(), st.integers(1, 150), st.sampled_from([1, 2, 4]), st.sampled_from(["bf16", "fp8", "fp32"]))
+def test_cache_bytes(model: ModelSpec, context: int, tp: int, kv: str) -> None:
+    """Push tokens one by one into a queue per layer, rank and head, and weigh what the fullest rank holds."""
+    size = {"bf16": 2, "fp8": 1, "fp32": 4}[kv]
+    held = [0] * tp
+    for row in layers_of(model):
+        for rank in range(tp):
+            queue: deque[int] = deque(maxlen=row.window)
+            if isinstance(row, LatentAttention):
+                token = (row.kv_lora_rank + row.qk_rope_head_dim) * size
+            else:
+                value = row.v_head_dim if row.v_head_dim is not None else row.head_dim
+                # Ranks beyond the heads hold a copy of one; otherwise the first ranks take what does not divide.
+                heads = [h for h in range(row.kv_heads) if h % tp == rank % row.kv_heads % tp] if row.kv_heads < tp else [
+                    h for h in range(row.kv_heads) if h % tp == rank
+                ]  # fmt: skip
+                token = len(heads) * (row.head_dim + value) * size
+            for _ in range(context):
+                queue.append(token)
+            held[rank] += sum(queue)
+    stage = stages_of(model, 1)[0]
+    assert cache_curve(stage, find_format(kv), tp).nbytes(context) == max(held)
+
+
+@given(models(), st.integers(1, 40), st.integers(1, 100))
+def test_decode_work(model: ModelSpec, batch: int, context: int) -> None:
+    """Multiply-adds counted matrix by matrix and token by token, dense models on one device."""
+    precision = Precision(model.weight_formats("bf16"), FORMATS["bf16"])
+    ops = decode_work(model, stages_of(model, 1)[0], precision, Sharding(1), float(batch), float(context))
+    flops = 2 * batch * model.vocab * model.hidden
+    read = batch * model.hidden * 2 + model.vocab * model.hidden * 2
+    cache = 0
+    roles = (Role.ATTENTION, Role.FFN, Role.ROUTER)
+    for group in model.groups:
+        for _ in group.indices:
+            for t in group.tensors:
+                if t.role in roles:
+                    flops += 2 * batch * t.parameters
+                    read += 2 * t.parameters
+                elif t.role is Role.EXPERT:
+                    flops += 2 * batch * t.parameters * t.used // t.copies
+    for row in layers_of(model):
+        kept = min(context, row.window or context)
+        if isinstance(row, LatentAttention):
+            width, value, stored = row.latent_dim, row.kv_lora_rank, row.latent_dim
+        else:
+            width, value = row.head_dim, row.value_dim
+            stored = row.kv_heads * (width + value)
+        for _ in range(kept):
+            flops += batch * row.heads * (2 * width + 2 * value)
+        cache += batch * (kept + 1) * stored * 2
+    assert sum(float(op.flops) for op in ops) == pytest.approx(flops)
+    assert sum(float(op.cache_bytes) for op in ops) == pytest.approx(cache)
+    assert sum(float(op.weight_bytes) for op in ops if op.name != "experts") == pytest.approx(read)
+
+
+@given(st.integers(1, 60), st.integers(1, 80))
+def test_causal_pairs(tokens: int, window: int) -> None:
+    pairs = sum(1 for query in range(tokens) for key in range(query + 1) if query - key < window)
+    assert causal_pairs(tokens, window) == pairs
+
+
+def test_expected_experts_is_the_mean_of_a_simulation() -> None:
+    import random
+
+    rng = random.Random(7)
+    trials = [len({e for _ in range(16) for e in rng.sample(range(32), 4)}) for _ in range(4000)]
+    assert float(expected_experts(32, 4, 16)) == pytest.approx(sum(trials) / len(trials), rel=0.005)
+
+
+def test_encoder_decoder_counts_cross_attention_once_a_source_token() -> None:
+    row = {"heads": 4, "kv_heads": 4, "head_dim": 8}
+    ffn = ({"width": 32},)
+    encoder = {"layers": 2, "attention": (row,), "ffn": ffn}
+    model = build(attention=(row, {"kind": "cross", **row}), layers=3, encoder=encoder, source_tokens=20, ffn=ffn)
+    curve = cache_curve(stages_of(model, 1)[0], find_format("bf16"), 1, 20)
+    each = 2 * 4 * 8 * 2
+    assert curve.nbytes(7) == 3 * (7 * each + 20 * each)
+    assert curve.growing == 3 * each
