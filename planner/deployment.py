@@ -232,9 +232,9 @@ def deploy(
 
 
 def _degree(value: int, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_GPUS:
-        raise InputError(f"{what} must be a whole number between 1 and {MAX_GPUS:,}, not {value!r}")
-    return value
+    if isinstance(value, str):
+        raise InputError(f"{what} must be a whole number, not the text {value!r}")
+    return parse_tokens(value, what, MAX_GPUS)
 
 
 def check_tp(model: ModelSpec, tp: int) -> None:

@@ -32,21 +32,28 @@ def writing(path: str | Path) -> Iterator[IO[str]]:
     target = Path(path)
     if target.is_dir():
         raise OutputError(f"cannot write {target}: it is a folder; name a file")
-    if target.exists() and not target.is_file():  # a pipe or device: there is nothing to replace
-        with target.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-        return
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        with _plain(target) if target.exists() and not target.is_file() else _replacing(target) as stream:
+            yield stream
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; choose another file") from None
+
+
+def _plain(target: Path) -> IO[str]:
+    """A pipe or device: there is nothing to replace."""
+    return target.open("w", encoding="utf-8", newline="")
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[IO[str]]:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    temporary = Path(name)
+    try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
             yield stream
         mask = os.umask(0)
         os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(target)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}; choose another file") from None
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(target)
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

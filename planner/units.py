@@ -7,6 +7,7 @@ In token counts ``k`` and ``M`` are 2**10 and 2**20, because an "8k" context is 
 from __future__ import annotations
 
 import math
+import operator
 import re
 
 from planner.errors import InputError
@@ -46,12 +47,15 @@ def parse_tokens(text: str | int, what: str = "token count", most: int = MAX_TOK
         if suffix not in _TOKEN_SUFFIX:
             raise InputError(f"unknown suffix {suffix!r} in {what} {text!r}; use k or M (2**10, 2**20)")
         number *= _TOKEN_SUFFIX[suffix]
+        if number != int(number):
+            raise InputError(f"{what} must be a whole number, not {text}")
     else:
-        number = text
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-        raise InputError(f"{what} must be a whole number, not {text!r}")
-    if number != int(number):
-        raise InputError(f"{what} must be a whole number, not {text}")
+        try:
+            number = operator.index(text)
+        except TypeError:
+            number = None
+        if number is None or isinstance(text, bool):
+            raise InputError(f"{what} must be a whole number, not {text!r}")
     if not 1 <= number <= most:
         raise InputError(f"{what} must lie between 1 and {most:,}, not {str(text)[:40]}")
     return int(number)

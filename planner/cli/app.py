@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from planner.cli import commands
 from planner.errors import KvplanError
 
-OK, BAD_INPUT, INTERNAL = 0, 2, 70
+OK, BAD_INPUT, INTERNAL, STOPPED = 0, 2, 70, 130
 
 
 class _DefaultVerb(TyperGroup):
@@ -33,7 +33,6 @@ class _DefaultVerb(TyperGroup):
 
 app = typer.Typer(
     cls=_DefaultVerb,
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,11 +45,11 @@ for verb in (commands.plan, commands.compare, commands.sweep, commands.explain, 
 def main() -> NoReturn:
     """Run the command. No traceback reaches a user: whatever goes wrong is one line on standard error."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="kvplan", standalone_mode=False)
     except KvplanError as error:
         _fail(str(error), BAD_INPUT)
-    except KeyboardInterrupt:
-        _fail("stopped", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped", STOPPED)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(OK)
@@ -64,6 +63,8 @@ def main() -> NoReturn:
         _fail(
             f"internal error, please report it: {type(error).__name__}: {error} (KVPLAN_DEBUG=1 shows more)", INTERNAL
         )
+    if code == STOPPED:
+        _fail("stopped", STOPPED)
     sys.exit(code if isinstance(code, int) else OK)
 
 

@@ -1,0 +1,86 @@
+"""The order of the rooms: each imports only from rooms above it, and importing kvplan loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "planner"
+
+ORDER = [
+    "arrays", "errors", "units", "axes", "columns", "files", "row", "precision", "tensors", "attention", "model", "gpu",
+    "catalog", "stage", "memory", "work", "roofline", "efficiency", "serving", "deployment", "evaluate", "result",
+    "remedies", "verbs.plan", "verbs.sweep", "verbs.compare", "verbs.explain", "report.tables", "report.data", "report.terminal",
+    "cli.options", "cli.output", "cli.commands", "cli.app",
+]  # fmt: skip
+
+
+def rooms() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[-1] not in ("__init__", "__main__"):
+            found[".".join(parts)] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms that a file imports, wherever in the file it does so."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("planner."):
+            module = node.module.removeprefix("planner.")
+            names |= {f"{module}.{a.name}" if f"{module}.{a.name}" in ORDER else module for a in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {a.name.removeprefix("planner.") for a in node.names if a.name.startswith("planner.")}
+    return names
+
+
+def test_every_room_has_its_place() -> None:
+    assert sorted(rooms()) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_a_room_imports_only_from_rooms_above_it(room: str) -> None:
+    above = set(ORDER[: ORDER.index(room)])
+    assert imported(rooms()[room]) <= above
+
+
+def test_nothing_above_report_prints() -> None:
+    for room in ORDER[: ORDER.index("report.tables")]:
+        tree = ast.parse(rooms()[room].read_text(encoding="utf-8"))
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], room
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import planner", ("torch", "pandas", "rich", "numpy", "pydantic")),
+        ("from planner import plan; plan('llama3-70b', 'h100')", ("torch", "pandas", "rich", "typer")),
+    ],
+)
+def test_importing_loads_nothing_heavy(statement: str, absent: tuple[str, ...]) -> None:
+    code = f"import sys; {statement}; print([m for m in {absent!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_loading_one_card_reads_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from planner import catalog
+
+    read: list[str] = []
+    original = catalog._read
+
+    def reading(path: Path) -> str:
+        read.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(catalog, "_read", reading)
+    monkeypatch.setattr(catalog, "_loaded", {})
+    catalog.load_model("llama3-70b")
+    assert read == ["llama3-70b.toml"]
