@@ -74,6 +74,8 @@ FORMATS: dict[str, Format] = {
             "int4", Fraction(4) + Fraction(16 + 4, 128), _HALF, False, "AWQ, arXiv:2306.00978; GPTQ, arXiv:2210.17323",
             ("awq", "gptq", "i4", "w4a16", "int4-g128"),
         ),
+        # Weight-only, symmetric: one 16-bit scale for each group of 32 (compressed-tensors pack-quantized).
+        Format("int4-g32", Fraction(4) + Fraction(16, 32), _HALF, False, "Kimi-K2.5 config.json, quantization_config"),
         # One 8-bit scale for 32 elements.
         Format("mxfp4", Fraction(4) + Fraction(8, 32), ("fp4", *_HALF), False, _OCP_MX, ()),
         # One fp8 scale for 16 elements.

@@ -47,48 +47,6 @@ def test_mqa_factor() -> None:
     assert plan("llama3-70b", "4xh100", attention="mha").memory.kv_bytes_per_sequence == 8 * own
 
 
-# Pope et al. 2022, arXiv:2211.05102, table 1: PaLM 540B on 64 TPU v4, 30 % of memory for the cache, bf16. The multi-head
-# variant has 48 heads of 128, padded to 64 for 64 chips; head-sharded multi-query keeps the one head on every chip.
-@pytest.mark.parametrize(
-    ("attention", "head_dim", "shard", "batch", "published"),
-    [
-        ("mha", 128, "heads", 128, 1_320),
-        ("mha", 128, "heads", 512, 330),
-        ("mqa", None, "heads", 128, 660),
-        ("mqa", None, "heads", 512, 165),
-        ("mqa", None, "batch", 128, 43_000),
-        ("mqa", None, "batch", 512, 10_700),
-    ],
-)
-def test_pope_2022_largest_context(
-    attention: str, head_dim: int | None, shard: str, batch: int, published: int
-) -> None:
-    model = load_model("palm-540b").with_attention(attention, head_dim=head_dim)
-    pool = int(0.30 * 32 * 2**30)
-    p = plan(
-        model,
-        "64xtpu-v4",
-        tp=64,
-        batch=batch,
-        engine="none",
-        kv_memory=pool,
-        kv_shard=shard,
-        pad_heads=True,
-        weights="int8",
-    )
-    assert p.memory.max_context == pytest.approx(published, rel=0.05)
-
-
-# Kwon et al. 2023 (vLLM), arXiv:2309.06180, table 1: KV slots. The paper does not state its memory fraction; its own numbers
-# imply 0.90 to 0.92 of the memory. validation/published_capacities.md has the arithmetic.
-@pytest.mark.parametrize(
-    ("model", "gpus", "slots"), [("opt-13b", "1xa100-sxm-40gb", 15_700), ("opt-175b", "8xa100-sxm-80gb", 60_100)]
-)
-def test_vllm_paper_kv_slots(model: str, gpus: str, slots: int) -> None:
-    p = plan(model, gpus, weights="fp16", kv="fp16", engine="none", memory_fraction=0.92, context=2048)
-    assert p.memory.kv_pool_tokens == pytest.approx(slots, rel=0.05)
-
-
 def test_gpt_oss_released_bytes() -> None:
     """Experts in mxfp4 at 4.25 bits, everything else in bf16: the size of the released checkpoints."""
     assert plan("gpt-oss-20b", "h100").memory.weight_bytes == 13_761_264_768

@@ -273,12 +273,12 @@ def models(
     found = [load_model(i) for i in matching(model_ids(), name, load_model)]
 
     def show() -> None:
-        from planner.report.terminal import console, show_model, show_table
+        from planner.report.terminal import console, show_catalogue, show_model
 
         if len(found) == 1:
             show_model(found[0], console())
         else:
-            show_table(model_table(found), console())
+            show_catalogue(model_table(found), console())
 
     render(table_outputs(model_table(found), json, csv, md), show)
 
@@ -296,12 +296,12 @@ def gpus(
     found = [load_gpu(i) for i in matching(gpu_ids(), name, load_gpu)]
 
     def show() -> None:
-        from planner.report.terminal import console, show_gpu, show_table
+        from planner.report.terminal import console, show_catalogue, show_gpu
 
         if len(found) == 1:
             show_gpu(found[0], console())
         else:
-            show_table(gpu_table(found), console())
+            show_catalogue(gpu_table(found), console())
 
     render(table_outputs(gpu_table(found), json, csv, md), show)
 

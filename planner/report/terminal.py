@@ -94,15 +94,12 @@ def _verdict(plan: Plan, batch: int, context: int) -> Text:
     memory = plan.memory
     what = f"batch {batch:,} × {context:,} tokens"
     if memory.fits:
-        longest = memory.max_context
-        limit = plan.model.context_limit
-        reach = "no limit from memory" if longest is None else f"{longest:,} tokens of memory"
-        beyond = "" if longest is not None and longest <= limit else f" (the model's limit is {limit:,})"
         most = "any batch" if memory.max_batch is None else f"batch {memory.max_batch:,}"
-        return Text.assemble(
-            ("FITS", "bold green"),
-            f": {what}. Largest at this context: {most}; longest at this batch: {reach}{beyond}.",
-        )
+        longest = "any context" if memory.max_context is None else f"{memory.max_context:,} tokens"
+        limited = memory.max_context is None or memory.max_context > plan.model.context_limit
+        limit = f" (the model's limit is {plan.model.context_limit:,})" if limited else ""
+        room = f" Memory has room for {most} at this context, or for {longest} at this batch{limit}."
+        return Text.assemble(("FITS", "bold green"), f": {what}.{room}")
     return Text.assemble(
         ("DOES NOT FIT", "bold red"), f": {what}. One GPU lacks {format_gib(memory.missing_bytes_per_gpu)}."
     )
@@ -178,7 +175,7 @@ def _table(table: Table, highlight: str = "", tight: bool = False) -> Renderable
             column.label.replace(" ", "\n", 1) if tight else column.label,
             justify="right" if numeric else "left",
             overflow="ellipsis" if tight else "fold",
-            no_wrap=tight,
+            no_wrap=tight and column.name != "variants",
             vertical="bottom",
         )
     for cells in table.shown():
@@ -241,9 +238,13 @@ def show_explanation(explanation: Explanation, out: Console) -> None:
     out.print(grid)
 
 
-def show_table(table: Table, out: Console) -> None:
-    """Any table."""
-    out.print(_table(table))
+def show_catalogue(table: Table, out: Console) -> None:
+    """A list of models or GPUs; at smaller widths the columns that can be looked up one by one are left out."""
+    hidden = {"name", "architecture"} if out.width < 120 else set()
+    if out.width < 100:
+        hidden |= {"link_bytes_per_s", "fp8_flop_per_s", "layers"}
+    columns = tuple(c for c in table.columns if c.name not in hidden)
+    out.print(_table(Table(table.title, columns, table.rows), tight=True))
 
 
 def show_sweep(table: Sweep, out: Console, rows: int = 20) -> None:
