@@ -38,7 +38,7 @@ class AttentionRow(Row):
     """Layers that have this row, as Python slices; empty for all that no other row of its kind claims."""
     heads: Count
     window: Count | None = None
-    """Tokens kept: a sliding window, or the chunk of chunked attention; none keeps all."""
+    """Tokens kept: a sliding window, or the chunk of chunked attention, of which it is the most; none keeps all."""
     attends_source: bool = False
     """Whether the keys are the encoder's output (cross-attention) rather than the sequence itself."""
 
@@ -122,10 +122,11 @@ class HeadAttention(AttentionRow):
 
     def tensors(self, hidden: int) -> tuple[Tensor, ...]:
         key, value = self.head_dim, self.value_dim
+        source = Role.SOURCE if self.attends_source else Role.ATTENTION
         rows = [
             Tensor("q_proj", Role.ATTENTION, self.heads, hidden * key),
-            Tensor("k_proj", Role.ATTENTION, self.kv_heads, hidden * key),
-            Tensor("v_proj", Role.ATTENTION, self.kv_heads, hidden * value),
+            Tensor("k_proj", source, self.kv_heads, hidden * key),
+            Tensor("v_proj", source, self.kv_heads, hidden * value),
             Tensor("o_proj", Role.ATTENTION, self.heads, value * hidden),
         ]
         if self.qkv_bias:
@@ -249,7 +250,8 @@ def with_variant(row: AttentionRow, variant: str, head_dim: int | None = None) -
     Parameters
     ----------
     variant
-        ``mha``, ``mqa``, ``gqa`` (8 groups, or the row's own if it is grouped already), ``gqa:N`` or ``mla[:RANK]``.
+        ``mha``, ``mqa``, ``gqa`` (the row's own groups, or the most up to 8 that divide the heads), ``gqa:N`` or
+        ``mla[:RANK]``.
     head_dim
         Other width of a head [elements]; Pope et al. 2022 (arXiv:2211.05102, table 1) halve it for their MHA variant.
 
@@ -262,19 +264,22 @@ def with_variant(row: AttentionRow, variant: str, head_dim: int | None = None) -
     >>> with_variant(llama, "mqa").cache_elements(1) * 8 == llama.cache_elements(1)
     True
     """
-    name, _, number = variant.strip().lower().partition(":")
-    if name not in ("mha", "gqa", "mqa", "mla") or (number and (name in ("mha", "mqa") or not number.isdecimal())):
-        raise InputError(f"unknown attention {variant!r}; use mha, gqa, gqa:N, mqa or mla")
+    name, _, number = str(variant).strip().lower().partition(":")
+    counted = name in ("gqa", "mla") and number.isascii() and number.isdecimal() and len(number) < 10
+    if name not in ("mha", "gqa", "mqa", "mla") or (number and not counted):
+        raise InputError(f"unknown attention {str(variant)[:40]!r}; use mha, gqa, gqa:N, mqa or mla")
     key, value, own = _widths(row, head_dim)
     if name == "mla":
         if row.attends_source:
             raise InputError("cross-attention layers have no MLA variant; use mha, gqa:N or mqa")
+        if isinstance(row, LatentAttention):
+            return row.model_copy(update={"kv_lora_rank": _checked(int(number), variant)}) if number else row
         rank = int(number or MLA_RANK)
         return LatentAttention(
             at=row.at, heads=row.heads, window=row.window, kv_lora_rank=_checked(rank, variant),
             qk_nope_head_dim=key, qk_rope_head_dim=MLA_ROPE, v_head_dim=value,
         )  # fmt: skip
-    grouped = own if 1 < own < row.heads else 8
+    grouped = own if 1 < own < row.heads else max(n for n in range(1, 9) if row.heads % n == 0)
     kv_heads = {"mha": row.heads, "mqa": 1}.get(name) or int(number or grouped)
     if kv_heads < 1 or row.heads % kv_heads:
         raise InputError(f"{variant!r} needs a number of KV heads that divides the {row.heads} query heads")

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from planner.errors import CardError, UnknownNameError, unknown_name
+from planner.errors import CardError, InputError, UnknownNameError, unknown_name
 from planner.gpu import GpuSpec
 from planner.model import ModelSpec
 from planner.row import one_line
 
-MAX_CARD_BYTES = 2**20
+MAX_CARD_BYTES = 2**16
+MAX_LINE = 2500
 _HERE = Path(__file__).parent
 Spec = TypeVar("Spec", ModelSpec, GpuSpec)
 
@@ -59,6 +60,8 @@ def load_model(name: str | Path | ModelSpec) -> ModelSpec:
     """
     if isinstance(name, ModelSpec):
         return name
+    if not isinstance(name, (str, Path)):
+        raise InputError(f"a model is a name, a path or a ModelSpec, not {type(name).__name__}")
     return _load(name, _model_folder(), ModelSpec, "model", "'kvplan models' lists them all")
 
 
@@ -77,11 +80,13 @@ def load_gpu(name: str | Path | GpuSpec) -> GpuSpec:
     """
     if isinstance(name, GpuSpec):
         return name
+    if not isinstance(name, (str, Path)):
+        raise InputError(f"a GPU is a name, a path or a GpuSpec, not {type(name).__name__}")
     return _load(name, _gpu_folder(), GpuSpec, "GPU", "'kvplan gpus' lists them all")
 
 
-def matching(ids: list[str], name: str | None, load: Callable[[str], ModelSpec | GpuSpec]) -> list[str]:
-    """Ids to list: all, the one that answers to a name, or those that contain it.
+def matching(name: str | None, ids: list[str], load: Callable[[str], Spec]) -> list[Spec]:
+    """What to list: everything, the one that answers to a name, or those whose ids contain it.
 
     Raises
     ------
@@ -89,14 +94,19 @@ def matching(ids: list[str], name: str | None, load: Callable[[str], ModelSpec |
         If nothing answers to the name or contains it.
     """
     if name is None:
-        return ids
+        return [load(i) for i in ids]
     try:
-        return [load(name).id]
+        return [load(name)]
     except UnknownNameError:
         found = [i for i in ids if normalise(name) in normalise(i)]
         if not found:
             raise
-        return found
+        return [load(i) for i in found]
+
+
+def aliases(kind: type[Spec]) -> list[str]:
+    """Every other name of every model or GPU."""
+    return _aliases(_model_folder() if kind is ModelSpec else _gpu_folder())
 
 
 def normalise(name: str) -> str:
@@ -117,7 +127,7 @@ def _ids(folder: Path) -> list[str]:
 
 
 def _load(name: str | Path, folder: Path, kind: type[Spec], what: str, listing: str) -> Spec:
-    if isinstance(name, Path) or name.endswith(".toml"):
+    if isinstance(name, Path) or name.lower().endswith(".toml"):
         return _parse(Path(name), kind)
     key = (kind, normalise(name))
     if key not in _loaded:
@@ -137,6 +147,8 @@ def _resolve(name: str, folder: Path, what: str, listing: str) -> str:
     found = by_id.get(wanted) or (_find_alias(folder, wanted) if wanted else None)
     if found is None:
         _refuse_unpublished(folder, wanted)
+        if "/" in name[:2] or name.startswith("."):
+            raise UnknownNameError(f"{name[:60]!r} is not a card; a card of your own is a file that ends in .toml")
         raise unknown_name(what, name, [*_ids(folder), *_aliases(folder)], listing)
     return found
 
@@ -164,16 +176,25 @@ def _refuse_unpublished(folder: Path, wanted: str) -> None:
 
 
 def _read(path: Path) -> str:
+    """Text of a card. Only regular files are opened, and no more is read than a card may hold."""
+    shown = str(path)[:200]
     try:
-        if path.stat().st_size > MAX_CARD_BYTES:
-            raise CardError(f"{path}: larger than {MAX_CARD_BYTES:,} bytes; a card is a page of TOML")
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise CardError(f"{path}: no such file") from None
+        if not path.is_file():
+            raise CardError(
+                f"{shown}: {'not a file' if path.exists() else 'no such file'}; name a card, a page of TOML"
+            )
+        with path.open("rb") as stream:
+            data = stream.read(MAX_CARD_BYTES + 1)
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
-        raise CardError(f"{path}: not UTF-8 text; a card is a page of TOML") from None
-    except OSError as error:
-        raise CardError(f"{path}: cannot be read ({error.strerror})") from None
+        raise CardError(f"{shown}: not UTF-8 text; a card is a page of TOML") from None
+    except (OSError, ValueError) as error:
+        raise CardError(f"{shown[:60]}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if len(data) > MAX_CARD_BYTES or max(map(len, text.split("\n"))) > MAX_LINE:
+        raise CardError(
+            f"{shown}: more than {MAX_CARD_BYTES:,} bytes, or lines over {MAX_LINE:,}; a card is a page of TOML"
+        )
+    return text
 
 
 def _toml(text: str, where: object) -> dict[str, Any]:

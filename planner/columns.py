@@ -34,10 +34,8 @@ class Column:
         >>> Column("kv_bytes", "KV cache", "B").show(2**30), Column("fits", "fits").show(True)
         ('1.00 GiB', 'yes')
         """
-        if value is None and self.unit in ("B/s", "FLOP/s"):
-            return "unknown"
-        if value is None or (self.unit in ("tokens", "sequences") and value == -1):
-            return "no limit"
+        if value is None:
+            return "no limit" if self.unit in ("tokens", "sequences") else "unknown"
         if isinstance(value, bool):
             return "yes" if value else "no"
         if not isinstance(value, (int, float)):

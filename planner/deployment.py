@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from planner.attention import UNBOUNDED
 from planner.catalog import load_gpu
 from planner.efficiency import Efficiency, efficiency_of
-from planner.errors import InputError
+from planner.errors import InputError, UnknownNameError
 from planner.gpu import GpuSpec
 from planner.memory import CacheCurve, activation_bytes, cache_curve, weight_bytes
 from planner.model import ModelSpec, formats_label
@@ -44,6 +45,11 @@ class Deployment:
     memory_fraction: float
     kv_memory: int | None
     source_tokens: int
+    pad_heads: bool = False
+    fixed_degrees: bool = False
+    """Whether the caller chose ``tp`` or ``pp``."""
+    gpu_name: str = ""
+    """What the caller calls the GPU: its id, or the path of its file."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -104,9 +110,9 @@ class Deployment:
     @cached_property
     def stage_pool_bytes(self) -> tuple[int, ...]:
         """What is left for the cache on one GPU of each stage; negative if the weights alone do not fit [B]."""
-        if self.kv_memory is not None:
-            return tuple(self.kv_memory for _ in self.stages)
         spent = self.activation_bytes + self.overhead_bytes
+        if self.kv_memory is not None:  # as asked, but no more than there is
+            return tuple(min(self.kv_memory, self.gpu.usable_bytes - w - spent) for w in self.stage_weight_bytes)
         return tuple(self.budget_bytes - w - spent for w in self.stage_weight_bytes)
 
     def reserved_tokens(self, context: Int) -> Int:
@@ -133,15 +139,33 @@ class Deployment:
         best = np.where(best >= UNBOUNDED, UNBOUNDED, best // block * block)
         return int(best) if isinstance(batch, int) else best
 
-    def missing_bytes(self, batch: int, context: int) -> int:
-        """What one GPU lacks for ``batch`` sequences of ``context`` tokens; 0 if they fit [B]."""
+    def pool_tokens(self, context: int) -> int:
+        """Tokens that the pools hold in sequences of ``context`` tokens, in whole blocks; `UNBOUNDED` if none is cached."""
+        tokens = UNBOUNDED
+        for pool, curve in zip(self.stage_pool_bytes, self.stage_curves, strict=True):
+            if each := curve.nbytes(context):
+                tokens = min(tokens, self.sharding.batch_ranks * (max(pool, 0) * context // each))
+        return tokens if tokens >= UNBOUNDED else tokens // self.engine.block_tokens * self.engine.block_tokens
+
+    def stage_cache_bytes(self, batch: int, context: int) -> tuple[int, ...]:
+        """Cache of ``batch`` sequences of ``context`` tokens on one GPU of each stage, in the engine's blocks [B]."""
         local = ceil_div(batch, self.sharding.batch_ranks)
         reserved = self.reserved_tokens(context)
-        gaps = (local * c.nbytes(reserved) - p for p, c in zip(self.stage_pool_bytes, self.stage_curves, strict=True))
-        return max(0, *gaps)
+        return tuple(local * curve.nbytes(reserved) for curve in self.stage_curves)
+
+    def fullest_stage(self, batch: int, context: int) -> int:
+        """The stage whose GPUs have the least left for ``batch`` sequences of ``context`` tokens."""
+        used = self.stage_cache_bytes(batch, context)
+        return min(range(len(used)), key=lambda stage: self.stage_pool_bytes[stage] - used[stage])
+
+    def missing_bytes(self, batch: int, context: int) -> int:
+        """What the fullest GPU lacks for ``batch`` sequences of ``context`` tokens; 0 if they fit [B]."""
+        stage = self.fullest_stage(batch, context)
+        return max(0, self.stage_cache_bytes(batch, context)[stage] - self.stage_pool_bytes[stage])
 
 
-_GPU = re.compile(r"(?:(\d{1,9})\s*[xX×]\s*)?(\S.*)")
+_GPU = re.compile(r"(?:([0-9]{1,9})\s*[xX×]\s*)?(\S.*)")
+_REVERSED = re.compile(r"(.+?)\s*[xX×]\s*([0-9]{1,9})")
 
 
 def parse_gpu(text: str) -> tuple[int | None, str]:
@@ -152,15 +176,27 @@ def parse_gpu(text: str) -> tuple[int | None, str]:
     """
     match = _GPU.fullmatch(text.strip())
     if match is None:
-        raise InputError("name a GPU, such as --gpu h100 or --gpu 4xh100")
+        raise InputError(f"cannot read GPU {text[:40]!r}; write it like --gpu h100 or --gpu 4xh100")
     count = int(match[1]) if match[1] else None
     if count is not None and not 1 <= count <= MAX_GPUS:
         raise InputError(f"a replica has between 1 and {MAX_GPUS:,} GPUs, not {count:,}")
     return count, match[2]
 
 
+def _device(name: str | Path | GpuSpec) -> GpuSpec:
+    try:
+        return load_gpu(name)
+    except UnknownNameError:
+        turned = _REVERSED.fullmatch(str(name))
+        if turned is None:
+            raise
+        raise UnknownNameError(
+            f"unknown GPU {str(name)[:60]!r}; the count comes first: {turned[2]}x{turned[1]}"
+        ) from None
+
+
 def deploy(
-    model: ModelSpec, gpu: str | GpuSpec, *, context: int,
+    model: ModelSpec, gpu: str | Path | GpuSpec, *, context: int,
     count: int | None = None, tp: int | None = None, pp: int | None = None,
     weights: str | None = None, kv: str | None = None, engine: str = "vllm", memory_fraction: float | str | None = None,
     kv_memory: int | str | None = None, source: int | None = None, kv_shard: str = "heads", pad_heads: bool = False,
@@ -194,14 +230,16 @@ def deploy(
     InputError, UnknownNameError
         If a choice is unknown, impossible, or contradicts another.
     """
-    named, name = (None, gpu) if isinstance(gpu, GpuSpec) else parse_gpu(gpu)
-    spec, count = load_gpu(name), count or named
+    named, name = parse_gpu(gpu) if isinstance(gpu, str) else (None, gpu)
+    spec = _device(name)
+    if count is not None and named is not None and count != named:
+        raise InputError(f"{gpu!r} names {named} GPUs, not {count}; give one of the two")
+    count = named if count is None else parse_tokens(count, "number of GPUs", MAX_GPUS)
     if kv_shard not in ("heads", "batch"):
         raise InputError(f"kv_shard is 'heads' or 'batch', not {kv_shard!r}")
     profile = load_engine(engine)
-    if kv is not None and kv.lower() == "auto":
-        kv = None
-    precision = Precision(model.weight_formats(weights), find_format(kv or "bf16", kv=True))
+    kv = "bf16" if kv is None or kv == "auto" else kv
+    precision = Precision(model.weight_formats(weights), find_format(kv, kv=True))
     if source is not None and not model.source_tokens:
         raise InputError(f"{model.id} is a decoder only and has no source; leave --source out")
     fraction = (
@@ -218,17 +256,26 @@ def deploy(
         memory_fraction=fraction,
         kv_memory=None if kv_memory is None else parse_bytes(kv_memory, "KV memory"),
         source_tokens=model.source_tokens if source is None else parse_tokens(source, "source length"),
+        pad_heads=pad_heads,
+        gpu_name=str(name) if isinstance(name, (str, Path)) and str(name).lower().endswith(".toml") else spec.id,
+        fixed_degrees=tp is not None or pp is not None,
     )
     tp = None if tp is None else _degree(tp, "--tp")
     pp = None if pp is None else _degree(pp, "--pp")
     if pp is not None and pp > model.layers:
-        raise InputError(f"--pp {pp} is more than the {model.layers} layers of {model.id}")
+        raise InputError(
+            f"--pp {pp} is more than the {model.layers} layers of {model.id}; use --pp {model.layers} or less"
+        )
     if count is None and tp is None:
         return _smallest(first, context, pp or 1)
     tp, pp = _degrees(model, spec, count, tp, pp)
     if not pad_heads:
         check_tp(model, tp)
-    return replace(first, sharding=replace(first.sharding, tp=tp), pp=pp, notes=_link_notes(model, spec, tp))
+    notes = _link_notes(spec, tp, pp)
+    if pp > 1 and not first.fixed_degrees and tp * pp <= spec.link.devices:
+        heads = " and ".join(map(str, model.query_heads))
+        notes += (f"{tp * pp} GPUs do not divide the {heads} query heads: TP {tp} and {pp} pipeline stages instead.",)
+    return replace(first, sharding=replace(first.sharding, tp=tp), pp=pp, notes=notes)
 
 
 def _degree(value: int, what: str) -> int:
@@ -283,9 +330,10 @@ def _smallest(first: Deployment, context: int, pp: int) -> Deployment:
     return replace(found, notes=(f"{why} of {context:,} tokens.",))
 
 
-def _link_notes(model: ModelSpec, gpu: GpuSpec, tp: int) -> tuple[str, ...]:
+def _link_notes(gpu: GpuSpec, tp: int, pp: int) -> tuple[str, ...]:
+    linked = f"the {gpu.link.devices} devices that {gpu.link.kind} links"
     if tp > gpu.link.devices:
-        return (
-            f"TP {tp} spans more than the {gpu.link.devices} devices that {gpu.link.kind} links; time assumes it does.",
-        )
+        return (f"TP {tp} spans more than {linked}; time assumes the same link throughout.",)
+    if tp * pp > gpu.link.devices:
+        return (f"{tp * pp} GPUs are more than {linked}; stages on other nodes are taken to be as near.",)
     return ()

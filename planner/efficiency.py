@@ -26,9 +26,11 @@ class Efficiency(Row):
     Attributes
     ----------
     interval
-        Factors on the expected time between which 80 % of measurements lie.
+        Factors on the expected time of a decode step between which 80 % of measurements are meant to lie.
     points
         Measurements behind the row; 0 for the default, which is a spread over architectures.
+    held_out, coverage
+        Decode measurements beside the fit, and the share of them that the interval held; 0 where nobody measured.
     basis
         What was measured and how the row was fitted and checked.
     """
@@ -40,6 +42,8 @@ class Efficiency(Row):
     launch_s: Annotated[float, Field(ge=0, lt=1)]
     interval: tuple[Positive, Positive]
     points: Maybe
+    held_out: Maybe = 0
+    coverage: Annotated[float, Field(ge=0, le=1)] = 0.0
     basis: Text
     origin: Text = "generic"
     source: tuple[Source, ...] = Field(min_length=1)

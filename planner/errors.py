@@ -32,7 +32,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str], remedy: str) -> Unk
     >>> print(unknown_name("model", "lama3-70b", ["llama3-70b", "gpt2-xl"], "'kvplan models' lists them all"))
     unknown model 'lama3-70b'; did you mean llama3-70b? 'kvplan models' lists them all
     """
-    near = difflib.get_close_matches(name.lower(), sorted(set(known)), n=3, cutoff=0.6)
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)
+    near = near or [n for n in names if name.lower() in n.lower()][:3]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     shown = name if len(name) <= 60 else name[:57] + "..."
     return UnknownNameError(f"unknown {kind} {shown!r}; {hint}{remedy}")

@@ -16,7 +16,7 @@ from planner.stage import Stage
 from planner.work import Operator, decode_work, prefill_work
 
 if TYPE_CHECKING:
-    from planner.arrays import BoolArray, IntArray
+    from planner.arrays import BoolArray, IntArray, Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,39 +66,43 @@ def evaluate(deployment: Deployment, batch: IntArray, context: IntArray) -> Eval
 def decode_times(deployment: Deployment, batch: int | IntArray, context: int | IntArray) -> tuple[StepTime, StepTime]:
     """Time until each of ``batch`` sequences has one more token, ideal and expected [s].
 
-    With several pipeline stages the batch is cut into as many parts, each of which passes through all stages while the
-    others keep them busy, so a step is the sum of the stages at one part each.
+    With several pipeline stages the batch is cut into as many equal parts, which follow one another through the stages.
     """
-    return _ideal_and_expected(deployment, decode_operators(deployment, batch, context))
+    stages = decode_operators(deployment, batch, context)
+    parts = np.minimum(batch, deployment.pp)
+    ideal = add_stages(_times(deployment, stages, IDEAL), parts)
+    return ideal, add_stages(_times(deployment, stages, deployment.efficiency.shares), parts)
 
 
 def prefill_times(deployment: Deployment, tokens: int) -> tuple[StepTime, StepTime]:
-    """Time to prefill one prompt of ``tokens`` tokens on idle devices, ideal and expected [s]."""
-    return _ideal_and_expected(deployment, prefill_operators(deployment, tokens))
+    """Time to prefill one prompt on idle devices, ideal and expected [s]."""
+    stages = prefill_operators(deployment, tokens)
+    ideal = add_stages(_times(deployment, stages, IDEAL))
+    return ideal, add_stages(_times(deployment, stages, deployment.efficiency.shares))
 
 
 def expected_step_s(deployment: Deployment, batch: int, context: int) -> float:
     """Expected decode step of one workload [s]."""
-    return float(
-        _over_stages(deployment, decode_operators(deployment, batch, context), deployment.efficiency.shares).step_s
-    )
+    return float(decode_times(deployment, batch, context)[1].step_s)
+
+
+def interval_s(deployment: Deployment, step_s: Numbers, ideal_s: Numbers) -> tuple[Numbers, Numbers]:
+    """Where 80 % of measured decode steps are meant to lie: factors on the expected time, but never under the ideal [s]."""
+    low, high = deployment.efficiency.interval
+    return np.maximum(step_s * low, ideal_s), step_s * high
 
 
 Stages = list[tuple[list[Operator], int]]
 """Operators of each stage, like stages once with their number."""
 
 
-def _ideal_and_expected(deployment: Deployment, stages: Stages) -> tuple[StepTime, StepTime]:
-    return _over_stages(deployment, stages, IDEAL), _over_stages(deployment, stages, deployment.efficiency.shares)
-
-
-def _over_stages(deployment: Deployment, stages: Stages, shares: Shares) -> StepTime:
-    return add_stages([(step_time(operators, deployment.gpu, shares), times) for operators, times in stages])
+def _times(deployment: Deployment, stages: Stages, shares: Shares) -> list[tuple[StepTime, int]]:
+    return [(step_time(operators, deployment.gpu, shares), times) for operators, times in stages]
 
 
 def decode_operators(d: Deployment, batch: int | IntArray, context: int | IntArray) -> Stages:
-    """Work of one decode step, stage by stage; like stages once, with their number."""
-    part = np.asarray(-(-batch // d.pp), dtype=float)
+    """Work of one decode step of one part of the batch, stage by stage; like stages once, with their number."""
+    part = np.asarray(batch / np.minimum(batch, d.pp), dtype=float)
     held = np.asarray(context, dtype=float)
     return [
         (decode_work(d.model, stage, d.precision, d.sharding, part, held, d.source_tokens), times)
@@ -107,9 +111,13 @@ def decode_operators(d: Deployment, batch: int | IntArray, context: int | IntArr
 
 
 def prefill_operators(d: Deployment, tokens: int) -> Stages:
-    """Work of prefilling one prompt, stage by stage; like stages once, with their number."""
+    """Work of prefilling one prompt, stage by stage; like stages once, with their number.
+
+    The prompt of an encoder-decoder is its source; the decoder starts from one token.
+    """
+    prompt = 1.0 if d.model.encoder else float(tokens)
     return [
-        (prefill_work(d.model, stage, d.precision, d.tp, float(tokens), d.source_tokens), times)
+        (prefill_work(d.model, stage, d.precision, d.tp, prompt, d.source_tokens), times)
         for stage, times in _distinct(d.stages)
     ]
 
@@ -122,22 +130,23 @@ def _distinct(stages: tuple[Stage, ...]) -> list[tuple[Stage, int]]:
     return list(counts.values())
 
 
-def crossover(deployment: Deployment, context: int, limit: int = 2**16) -> tuple[int, str] | None:
-    """Smallest batch at which weights stop being the bound of the expected step, and what is the bound there.
+def crossover(deployment: Deployment, context: int) -> tuple[int, str] | None:
+    """Smallest batch at which weights, once they are the bound of the expected step, no longer are, and what then is.
 
-    ``None`` if they are the bound up to ``limit``. The interval is narrowed with grids of batches, each one evaluation.
+    ``None`` if they are never the bound, or are it up to a batch of 2**16. Grids of batches narrow the place down, each one
+    evaluation; small batches of models with experts may be bound by launches before they are by weights.
     """
-    low, high, name = 0, limit, None
-    while high - low > 1:
-        grid = np.arange(low + 1, high + 1, max(1, (high - low) // 64)) if low else _OCTAVES
-        expected = _over_stages(deployment, decode_operators(deployment, grid, context), deployment.efficiency.shares)
-        bound = np.broadcast_to(expected.bound, grid.shape)
-        other = np.flatnonzero(bound)
-        if not other.size:
-            break
-        first = int(other[0])
-        low, high, name = (int(grid[first - 1]) if first else low), int(grid[first]), BOUNDS[int(bound[first])]
-    return (high, name) if name else None
+    grid = _OCTAVES
+    while True:
+        bound = np.broadcast_to(decode_times(deployment, grid, context)[1].bound, grid.shape)
+        weights = np.flatnonzero(bound == 0)
+        after = np.flatnonzero(bound[weights[0] :]) + weights[0] if weights.size else weights
+        if not after.size:
+            return None
+        low, high = int(grid[after[0] - 1]), int(grid[after[0]])
+        if high - low == 1:
+            return high, BOUNDS[int(bound[after[0]])]
+        grid = np.append(np.arange(low, high, max(1, (high - low) // 64)), high)
 
 
 _OCTAVES = 2 ** np.arange(17)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,14 +30,15 @@ def writing(path: str | Path) -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    target = Path(path)
-    if target.is_dir():
-        raise OutputError(f"cannot write {target}: it is a folder; name a file")
+    target = Path(os.path.realpath(path))  # what a link points to, so that the link stays one
     try:
+        if target.is_dir():
+            raise OutputError(f"cannot write {path}: it is a folder; name a file")
         with _plain(target) if target.exists() and not target.is_file() else _replacing(target) as stream:
             yield stream
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}; choose another file") from None
+        shown = str(path) if len(str(path)) <= 100 else str(path)[:97] + "..."
+        raise OutputError(f"cannot write {shown}: {error.strerror or error}; choose another file") from None
 
 
 def _plain(target: Path) -> IO[str]:
@@ -46,14 +48,19 @@ def _plain(target: Path) -> IO[str]:
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[IO[str]]:
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
             yield stream
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(mode)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -6,16 +6,29 @@ NVIDIA's datasheets since Ampere headline the rate with 2:4 sparsity, twice the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from planner.precision import Format, compute_rate
 from planner.row import Count, Positive, Row, Source, Text
 from planner.units import GIB
 
 PeakFormat = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
+
+
+class Rates(dict[Any, float]):
+    """A mapping that cannot be changed: what one plan loads is what the next one finds."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("the rates of a device cannot be changed; give a GPU file of your own")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[type[Rates], tuple[dict[Any, float]]]:
+        return Rates, (dict(self),)
 
 
 class Memory(Row):
@@ -60,7 +73,7 @@ class GpuSpec(Row):
     year: int = Field(ge=2000, le=2100)
     aliases: tuple[Text, ...] = ()
     memory: Memory
-    peak_tflops: dict[PeakFormat, Positive] = Field(default_factory=dict)
+    peak_tflops: Annotated[dict[PeakFormat, Positive], AfterValidator(Rates)] = Field(default_factory=Rates)
     """Dense peak by format [TFLOP/s, TOP/s for integers]; a format that is not here is unknown or unsupported."""
     link: Link
     tdp_w: Positive | None = None
@@ -88,9 +101,9 @@ class GpuSpec(Row):
         return self.memory.bandwidth_gb_per_s * 1e9
 
     @cached_property
-    def peaks(self) -> dict[str, float]:
+    def peaks(self) -> Mapping[str, float]:
         """Dense peak by format [FLOP/s]."""
-        return {name: tflops * 1e12 for name, tflops in self.peak_tflops.items()}
+        return Rates({name: tflops * 1e12 for name, tflops in self.peak_tflops.items()})
 
     @property
     def link_bytes_per_s(self) -> float | None:

@@ -103,6 +103,8 @@ class Stack(Row):
     layers: Layers
     attention: tuple[Attention, ...]
     ffn: tuple[FeedForward, ...]
+    parallel: Flag = False
+    """Attention and feed-forward read the same input and are added together (GPT-J, PaLM), rather than one after another."""
     norms_per_layer: Maybe = 2
     norm_weight: Flag = True
     norm_bias: Flag = False
@@ -274,11 +276,12 @@ class ModelSpec(Stack):
             A format for all linear layers; ``None`` is the checkpoint as released. A 16 or 32-bit format applies to every
             tensor; a quantised one leaves embeddings, head, router and vectors in bf16, as quantisation schemes do.
         """
-        named = WeightFormats(default=find_format(weights).id) if weights else self.weights
+        named = self.weights if weights is None else WeightFormats(default=find_format(weights).id)
         default = find_format(named.default)
         rest = default if default.id in HIGH_PRECISION else FORMATS["bf16"]
         formats = {role: default if role.linear else rest for role in Role}
-        for role, name in ((Role.ATTENTION, named.attention), (Role.FFN, named.ffn), (Role.EXPERT, named.experts)):
+        exceptions = {Role.ATTENTION: named.attention, Role.SOURCE: named.attention, Role.FFN: named.ffn}
+        for role, name in {**exceptions, Role.EXPERT: named.experts}.items():
             if name:
                 formats[role] = find_format(name)
         return formats

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -114,7 +114,7 @@ def kv_formats() -> tuple[str, ...]:
     return tuple(f.id for f in FORMATS.values() if f.kv)
 
 
-def compute_rate(chain: Iterable[str], peaks: dict[str, float]) -> tuple[str, float] | None:
+def compute_rate(chain: Iterable[str], peaks: Mapping[str, float]) -> tuple[str, float] | None:
     """Fastest of the formats that a device has a peak for, with that peak [FLOP/s]; ``None`` if it has none.
 
     A device can always widen what is narrow, so a narrow format that it multiplies more slowly is no reason to use it.

@@ -22,18 +22,23 @@ def remedies(d: Deployment, batch: int, context: int) -> Iterator[Remedy]:
     """Changes that make ``batch`` sequences of ``context`` tokens fit, each with the batch that then would."""
     yield from _formats(d, batch, context)
     if d.kv_memory is not None:
-        yield from _attempt(d, batch, context, "the memory that is there", "without --kv-memory", kv_memory=None)
+        yield from _attempt(d, batch, context, "all memory that is there", "(no --kv-memory)", kv_memory=None)
     yield from _more_gpus(d, batch, context)
     yield from _larger_gpu(d, batch, context)
     yield from _less_work(d, batch, context)
 
 
 def _attempt(d: Deployment, batch: int, context: int, change: str, option: str, **changed: Any) -> Iterator[Remedy]:
-    """Plan a change and name it if it fits; a change that cannot be (a degree, a format) is no remedy."""
+    """Plan a change and name it if it fits; a change that cannot be (a degree, a format) is no remedy.
+
+    The option is complete: added to the command as it was, it gives the plan that was made here. So the number of GPUs is
+    named even where it stays the same, and degrees are where the caller had fixed them.
+    """
     same = {
         "gpu": d.gpu,
-        "tp": d.tp,
-        "pp": d.pp,
+        "count": d.count,
+        "tp": d.tp if d.fixed_degrees else None,
+        "pp": d.pp if d.fixed_degrees else None,
         "weights": d.weights,
         "kv": d.precision.kv.id,
         "engine": d.engine.id,
@@ -41,6 +46,7 @@ def _attempt(d: Deployment, batch: int, context: int, change: str, option: str, 
         "kv_memory": d.kv_memory,
         "source": d.source_tokens or None,
         "kv_shard": "batch" if d.sharding.over_batch else "heads",
+        "pad_heads": d.pad_heads,
     }
     try:
         found = deploy(d.model, context=context, **{**same, **changed})
@@ -48,8 +54,12 @@ def _attempt(d: Deployment, batch: int, context: int, change: str, option: str, 
         return
     most = found.max_batch(context)
     if most >= batch:
+        name = found.gpu.id if found.gpu is not d.gpu else d.gpu_name
+        words = [option, f"--gpu {found.count}x{name}"] if found.count > 1 or "gpu" in changed else [option]
+        if d.fixed_degrees and found.count != d.count:
+            words.append(f"--tp {found.tp} --pp {found.pp}")
         step_s = expected_step_s(found, batch, context)
-        yield Remedy(change=change, option=option, max_batch=bounded(most), step_s=step_s)
+        yield Remedy(change=change, option=" ".join(filter(None, words)), max_batch=bounded(most), step_s=step_s)
 
 
 def _formats(d: Deployment, batch: int, context: int) -> Iterator[Remedy]:
@@ -69,8 +79,7 @@ def _formats(d: Deployment, batch: int, context: int) -> Iterator[Remedy]:
 def _more_gpus(d: Deployment, batch: int, context: int) -> Iterator[Remedy]:
     """The first doubling of the replica that fits."""
     for count in (d.count * 2**i for i in range(1, 5)):
-        option = f"--gpu {count}x{d.gpu.id}"
-        found = list(_attempt(d, batch, context, f"{count} GPUs", option, count=count, tp=None, pp=None))
+        found = list(_attempt(d, batch, context, f"{count} GPUs", "", count=count, tp=None, pp=None))
         if found:
             yield from found
             return
@@ -81,7 +90,7 @@ def _larger_gpu(d: Deployment, batch: int, context: int) -> Iterator[Remedy]:
     for gpu in sorted((load_gpu(i) for i in gpu_ids()), key=lambda g: (g.usable_bytes, g.id)):
         if gpu.vendor == d.gpu.vendor and gpu.usable_bytes > d.gpu.usable_bytes and gpu.link.devices >= d.tp:
             change = f"{d.count} × {gpu.name}" if d.count > 1 else gpu.name
-            found = list(_attempt(d, batch, context, change, f"--gpu {d.count}x{gpu.id}", gpu=gpu))
+            found = list(_attempt(d, batch, context, change, "", gpu=gpu))
             if found:
                 yield from found
                 return
@@ -89,12 +98,18 @@ def _larger_gpu(d: Deployment, batch: int, context: int) -> Iterator[Remedy]:
 
 def _less_work(d: Deployment, batch: int, context: int) -> Iterator[Remedy]:
     """The longest context at this batch, and the largest batch at this context."""
-    longest = bounded(d.max_context(batch))
-    if longest:
-        step_s = expected_step_s(d, batch, longest)
-        most = bounded(d.max_batch(longest))
-        yield Remedy(change=f"a context of {longest:,}", option=f"--context {longest}", max_batch=most, step_s=step_s)
-    most = d.max_batch(context)
-    if most:
-        step_s = expected_step_s(d, most, context)
-        yield Remedy(change=f"a batch of {most:,}", option=f"--batch {most}", max_batch=most, step_s=step_s)
+    gpus = f" --gpu {d.count}x{d.gpu_name}" if d.count > 1 else ""
+    if longest := bounded(d.max_context(batch)):
+        yield Remedy(
+            change=f"a context of {longest:,}",
+            option=f"--context {longest}{gpus}",
+            max_batch=bounded(d.max_batch(longest)),
+            step_s=expected_step_s(d, batch, longest),
+        )
+    if most := d.max_batch(context):
+        yield Remedy(
+            change=f"a batch of {most:,}",
+            option=f"--batch {most}{gpus}",
+            max_batch=most,
+            step_s=expected_step_s(d, most, context),
+        )

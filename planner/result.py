@@ -72,8 +72,20 @@ class Workload(Result):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemory(Result):
+    """Memory of one GPU of the fullest pipeline stage: the one with least to spare for the planned workload [B]."""
+
+    stage: int
+    weight_bytes: int
+    kv_bytes: int
+    kv_pool_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan(Result):
-    """Bytes. Per-GPU figures are of the fullest GPU; ``kv_bytes_*`` of the whole model, unsharded.
+    """Bytes. ``kv_bytes_per_token`` and ``_per_sequence`` are of the whole model, unsharded.
+
+    With several pipeline stages ``*_per_gpu`` is the most over stages, of the pool the least; ``fullest_gpu`` is one GPU.
 
     Attributes
     ----------
@@ -82,7 +94,7 @@ class MemoryPlan(Result):
     kv_bytes_per_token_saturated
         What one more token adds once every window is full.
     kv_bytes_per_sequence
-        Cache of one sequence of the planned context, exactly.
+        Cache of one sequence of the planned context, exactly; ``state_bytes_per_sequence`` included.
     state_bytes_per_sequence
         What a sequence holds whatever its length (cross-attention over the source).
     kv_bytes_per_gpu
@@ -111,9 +123,21 @@ class MemoryPlan(Result):
     activation_bytes_per_gpu: int
     overhead_bytes_per_gpu: int
     missing_bytes_per_gpu: int
+    fullest_gpu: GpuMemory
     fits: bool
     max_batch: int | None
     max_context: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepParts(Result):
+    """What the expected step goes to [s]."""
+
+    weights: float
+    cache: float
+    compute: float
+    link: float
+    launch: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +170,7 @@ class DecodePlan(Result):
     interval_s: tuple[float, float]
     origin: str
     bound: str
-    parts_s: dict[str, float]
+    parts_s: StepParts
     tokens_per_s: float
     tokens_per_s_per_sequence: float
     arithmetic_intensity: float
@@ -162,10 +186,22 @@ class Crossover(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillPlan(Result):
-    """One prompt of the planned context on idle devices; ``None`` where no peak is known [s]."""
+    """One prompt on idle devices; ``None`` where no peak is known [s].
 
+    Attributes
+    ----------
+    tokens
+        Length of the prompt: the planned context, or the source of an encoder-decoder.
+    ttft_s, ideal_s
+        Expected time to the first token, and the limit at full peaks [s].
+    origin
+        What the expected time rests on. Its error has not been measured, so there is no interval.
+    """
+
+    tokens: int
     ttft_s: float | None
     ideal_s: float | None
+    origin: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ behind the rest wherever it is shorter.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -114,15 +115,21 @@ def step_time(operators: Iterable[Operator], gpu: GpuSpec, shares: Shares) -> St
     return StepTime(step, (weights, cache, compute, sent, floor), flops, nbytes)
 
 
-def add_stages(times: Sequence[tuple[StepTime, int]]) -> StepTime:
-    """Stages one after another, each given with the number of its like."""
-    step: Numbers = 0.0
-    flops: Numbers = 0.0
-    nbytes: Numbers = 0.0
-    parts: list[Numbers] = [0.0] * len(BOUNDS)
-    for time, count in times:
-        step = step + count * time.step_s
-        flops = flops + count * time.flops
-        nbytes = nbytes + count * time.nbytes
-        parts = [p + count * q for p, q in zip(parts, time.parts, strict=True)]
-    return StepTime(step, tuple(parts), flops, nbytes)
+def add_stages(times: Sequence[tuple[StepTime, int]], parts: Numbers = 1) -> StepTime:
+    """Pipeline stages, each given with the number of its like, that ``parts`` of a batch pass through.
+
+    A part is done after all stages, and the next round of it cannot start before the slowest stage has served every part:
+
+        step = max(sum of stages, parts * slowest stage)
+    """
+    if len(times) == 1 and times[0][1] == 1:
+        return times[0][0]
+    through = sum(count * time.step_s for time, count in times)
+    slowest = functools.reduce(np.maximum, [time.step_s for time, _ in times])
+    waits = np.maximum(1.0, parts * slowest / through)
+    return StepTime(
+        step_s=through * waits,
+        parts=tuple(sum(n * time.parts[i] for time, n in times) * waits for i in range(len(BOUNDS))),
+        flops=parts * sum(count * time.flops for time, count in times),
+        nbytes=parts * sum(count * time.nbytes for time, count in times),
+    )

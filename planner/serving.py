@@ -107,7 +107,7 @@ def load_engine(name: str) -> Engine:
     UnknownNameError
         If there is no such profile.
     """
-    wanted = name.strip().lower()
+    wanted = name.strip().lower() if isinstance(name, str) else ""
     if wanted not in engine_ids():
-        raise unknown_name("engine", name, engine_ids(), f"use one of {', '.join(engine_ids())}")
+        raise unknown_name("engine", str(name), engine_ids(), f"use one of {', '.join(engine_ids())}")
     return Engine(id=wanted, **tomllib.loads((_FOLDER / f"{wanted}.toml").read_text(encoding="utf-8")))

@@ -16,6 +16,9 @@ class Role(StrEnum):
     EMBEDDING = "embedding"  # looked up, one row a token
     HEAD = "lm_head"
     ATTENTION = "attention"  # projections of the attention block
+    SOURCE = (
+        "cross-attention"  # keys and values of the encoder's output: multiplied once a source token, not at each step
+    )
     FFN = "ffn"  # dense feed-forward and shared experts
     EXPERT = "experts"  # routed experts
     ROUTER = "router"
@@ -25,12 +28,7 @@ class Role(StrEnum):
     @property
     def linear(self) -> bool:
         """Whether weight-quantisation schemes quantise it. They leave embeddings, head, router and vectors alone."""
-        return self in (Role.ATTENTION, Role.FFN, Role.EXPERT)
-
-    @property
-    def multiplied(self) -> bool:
-        """Whether every token is multiplied by it, two FLOP a parameter."""
-        return self in (Role.ATTENTION, Role.FFN, Role.EXPERT, Role.ROUTER, Role.HEAD)
+        return self in (Role.ATTENTION, Role.SOURCE, Role.FFN, Role.EXPERT)
 
 
 def ceil_div(numerator: Int, denominator: int) -> Int:

@@ -6,7 +6,6 @@ In token counts ``k`` and ``M`` are 2**10 and 2**20, because an "8k" context is 
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 
@@ -74,14 +73,14 @@ def parse_bytes(text: str | int | float, what: str = "size") -> int:
     """
     if isinstance(text, str):
         number, suffix = _split(text, what, "80GiB or 80GB")
-        factor = {**_DECIMAL, **_BINARY}.get(suffix.removesuffix("b"))
+        factor = {**_DECIMAL, **_BINARY}.get(suffix.removesuffix("b")) if suffix else None
         if factor is None:
-            raise InputError(f"unknown unit {suffix!r} in {what} {text!r}; use B, KB, MB, GB, TB or KiB, MiB, GiB, TiB")
+            raise InputError(f"{what} {text!r} needs a unit: B, KB, MB, GB, TB or KiB, MiB, GiB, TiB")
         number *= factor
     else:
         number = text
-    if isinstance(number, bool) or not math.isfinite(number) or not 0 <= number <= MAX_BYTES:
-        raise InputError(f"{what} must lie between 0 and 2**60 bytes, not {text!r}")
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= MAX_BYTES:
+        raise InputError(f"{what} must lie between 0 and 2**60 bytes, not {str(text)[:40]!r}")
     return int(number)
 
 
@@ -92,11 +91,13 @@ def parse_fraction(text: str | float, what: str = "fraction") -> float:
     (0.92, 0.9)
     """
     try:
+        if isinstance(text, (bool, bytes)):
+            raise TypeError
         value = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"cannot read {what} {str(text)[:40]!r}; write it like 0.9 or 90%") from None
     if not 0 < value <= 1:
-        raise InputError(f"{what} must be more than 0 and at most 1, not {text}")
+        raise InputError(f"{what} must be more than 0 and at most 1, not {str(text)[:40]}")
     return value
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.attention import AttentionRow
-from planner.model import ModelSpec
+from planner.model import LayerGroup, ModelSpec
 from planner.precision import Format
 from planner.stage import Sharding, Stage
 from planner.tensors import Role, Tensor
@@ -78,51 +78,53 @@ def decode_work(
     section 3); of the routed experts those are read that some token of the batch is sent to.
     """
     found = []
-    tp = sharding.tp
     for group, count in stage.groups:
-        found.append(
-            _linear("projections", group.tensors, count, (Role.ATTENTION,), precision, tp, batch, _PROJECTION_LAUNCHES)
-        )
         found += [_attention(row, count, precision.kv, sharding, batch, context, source) for row in group.attention]
-        found += _feed_forward(group.tensors, count, precision, tp, batch)
-        found += _all_reduces(model, count * (len(group.attention) + bool(group.ffn)), tp, batch)
-    return found + _ends(model, stage, precision, tp, batch, batch)
+        found += _layer(model, group, count, precision, sharding.tp, batch, model.parallel)
+    return found + _ends(model, stage, precision, sharding.tp, batch, batch)
 
 
 def prefill_work(
     model: ModelSpec, stage: Stage, precision: Precision, tp: int, tokens: float, source: int = 0
 ) -> list[Operator]:
-    """Work of prefilling one prompt of ``tokens`` tokens in one go.
+    """Work of prefilling one prompt in one go: ``tokens`` tokens, and ``source`` tokens of an encoder-decoder's source.
 
     Causal attention compares each token with itself and those before it that the row keeps; only the last token's logits
-    are computed. An encoder reads its whole source with every token seeing every other.
+    are computed. An encoder reads its whole source with every token seeing every other, and each decoder layer turns the
+    result into keys and values once.
     """
     found = []
     for group, count in stage.groups:
-        found.append(
-            _linear("projections", group.tensors, count, (Role.ATTENTION,), precision, tp, tokens, _PROJECTION_LAUNCHES)
-        )
         for row in group.attention:
             pairs = tokens * source if row.attends_source else causal_pairs(tokens, row.kept_tokens)
-            cached = precision.kv.bytes_per_element * row.cache_elements(tp) * tokens
-            found.append(
-                Operator(
-                    "attention",
-                    flops=count * pairs * row.prefill_flops(tp),
-                    cache_bytes=count * cached,
-                    launches=count * _ATTENTION_LAUNCHES,
-                )
-            )
-        found += _feed_forward(group.tensors, count, precision, tp, tokens)
-        found += _all_reduces(model, count * (len(group.attention) + bool(group.ffn)), tp, tokens)
-    if stage.first and source:
+            written = float(precision.kv.nbytes(row.cache_elements(tp))) * (source if row.attends_source else tokens)
+            found.append(_attention_of(count, pairs * row.prefill_flops(tp), written))
+        if any(t.role is Role.SOURCE for t in group.tensors):
+            found.append(_linear("cross-attention", group.tensors, count, Role.SOURCE, precision, tp, source, 1))
+        found += _layer(model, group, count, precision, tp, tokens, model.parallel)
+    if stage.first and model.encoder:
         for group in model.encoder_groups:
-            found.append(
-                _linear("encoder", group.tensors, group.count, (Role.ATTENTION, Role.FFN), precision, tp, source, 7)
-            )
-            pairs = source * source * sum(row.prefill_flops(tp) for row in group.attention)
-            found.append(Operator("encoder", flops=group.count * float(pairs), launches=group.count))
+            pairs = float(source) * source
+            work = sum(pairs * row.prefill_flops(tp) for row in group.attention)
+            found.append(_attention_of(group.count, work, 0.0))
+            found += _layer(model, group, group.count, precision, tp, source, model.encoder.parallel)
     return found + _ends(model, stage, precision, tp, tokens, 1.0)
+
+
+def _layer(
+    model: ModelSpec, group: LayerGroup, count: int, precision: Precision, tp: int, tokens: Numbers, parallel: bool
+) -> list[Operator]:
+    """What every token of a layer is multiplied by, and the sums over ranks that follow."""
+    found = [_linear("projections", group.tensors, count, Role.ATTENTION, precision, tp, tokens, _PROJECTION_LAUNCHES)]
+    found += _feed_forward(group.tensors, count, precision, tp, tokens)
+    blocks = 1 if parallel else len(group.attention) + bool(group.ffn)
+    return found + _all_reduces(model, count * blocks, tp, tokens)
+
+
+def _attention_of(count: int, flops: Numbers, cache_bytes: Numbers) -> Operator:
+    """Attention of ``count`` like layers, each with so much work."""
+    launches = count * _ATTENTION_LAUNCHES
+    return Operator("attention", flops=count * flops, cache_bytes=count * cache_bytes, launches=launches)
 
 
 def causal_pairs(tokens: float, kept: int) -> float:
@@ -147,15 +149,14 @@ def expected_experts(experts: int, top_k: int, tokens: Numbers) -> Numbers:
 
 
 def _linear(
-    name: str, tensors: Iterable[Tensor], count: int, roles: tuple[Role, ...], precision: Precision, tp: int,
-    tokens: Numbers, launches: int,
+    name: str, tensors: Iterable[Tensor], count: int, role: Role, precision: Precision, tp: int, tokens: Numbers,
+    launches: int,
 ) -> Operator:  # fmt: skip
-    """Weights that every token is multiplied by."""
-    chosen = [t for t in tensors if t.role in roles]
-    parameters = count * sum(t.per_rank(tp) for t in chosen)
-    nbytes = count * sum(precision.weights[t.role].nbytes(t.per_rank(tp)) for t in chosen)
-    compute = precision.weights[roles[0]].compute
-    return Operator(name, compute, 2.0 * parameters * tokens, float(nbytes), launches=count * launches)
+    """Weights of one role, that every token is multiplied by."""
+    form = precision.weights[role]
+    sizes = [t.per_rank(tp) for t in tensors if t.role is role]
+    nbytes = count * sum(form.nbytes(size) for size in sizes)
+    return Operator(name, form.compute, 2.0 * count * sum(sizes) * tokens, float(nbytes), launches=count * launches)
 
 
 def _attention(
@@ -165,12 +166,8 @@ def _attention(
     read = float(source) if row.attends_source else np.minimum(context, float(row.kept_tokens))
     written = 0.0 if row.attends_source else 1.0
     token_bytes = float(kv.nbytes(row.cache_elements(sharding.head_ranks)))
-    return Operator(
-        "attention",
-        flops=count * float(row.decode_flops(sharding.head_ranks)) * local_batch * read,
-        cache_bytes=count * token_bytes * local_batch * (read + written),
-        launches=count * _ATTENTION_LAUNCHES,
-    )
+    flops = float(row.decode_flops(sharding.head_ranks)) * local_batch * read
+    return _attention_of(count, flops, token_bytes * local_batch * (read + written))
 
 
 def _feed_forward(
@@ -178,10 +175,10 @@ def _feed_forward(
 ) -> list[Operator]:
     found = []
     if any(t.role is Role.FFN for t in tensors):
-        found.append(_linear("ffn", tensors, count, (Role.FFN,), precision, tp, tokens, _FFN_LAUNCHES))
+        found.append(_linear("ffn", tensors, count, Role.FFN, precision, tp, tokens, _FFN_LAUNCHES))
     experts = [t for t in tensors if t.role is Role.EXPERT]
     if experts:
-        found.append(_linear("router", tensors, count, (Role.ROUTER,), precision, tp, tokens, 1))
+        found.append(_linear("router", tensors, count, Role.ROUTER, precision, tp, tokens, 1))
         form = precision.weights[Role.EXPERT]
         total, used = experts[0].copies, experts[0].used
         touched = expected_experts(total, used, tokens)
@@ -200,7 +197,7 @@ def _feed_forward(
 
 
 def _all_reduces(model: ModelSpec, times: int, tp: int, tokens: Numbers) -> list[Operator]:
-    """Sums over tensor-parallel ranks after each row-split projection.
+    """Sums over tensor-parallel ranks: one after each block, or one for both blocks of a parallel layer.
 
     A ring sends ``2 (tp - 1) / tp`` of the message from each rank: Patarasuk and Yuan 2009, JPDC 69(2), section 3.
     """
@@ -222,8 +219,8 @@ def _ends(
         found.append(Operator("stage hand-over", sent_bytes=model.hidden * ACTIVATION_BYTES * tokens, launches=1))
     else:
         head = Tensor("lm_head", Role.HEAD, model.vocab, model.hidden)
-        found.append(_linear("lm_head", (head,), 1, (Role.HEAD,), precision, tp, sampled, 2))
+        found.append(_linear("lm_head", (head,), 1, Role.HEAD, precision, tp, sampled, 2))
         if tp > 1:
-            logits = (tp - 1) / tp * model.vocab * ACTIVATION_BYTES * sampled
-            found.append(Operator("logits gather", sent_bytes=logits / tp, launches=1))
+            logits = (tp - 1) / tp * model.vocab * ACTIVATION_BYTES * sampled  # a ring passes on what the others hold
+            found.append(Operator("logits gather", sent_bytes=logits, launches=1))
     return found

@@ -44,8 +44,10 @@ def test_the_plan_is_one_screen(words: tuple[str, ...], width: int) -> None:
     assert len(lines) <= (50 if width >= 100 else 60)
     assert "\x1b" not in done.stdout
     assert "…" not in done.stdout
-    for part in ("Memory of one GPU", "Largest batch by context", "Decode step", "weights", "Ideal", "Expected"):
+    fits = "DOES NOT FIT" not in done.stdout
+    for part in ("Memory of one GPU", "Decode step", "weights", "Ideal", "Expected"):
         assert part in done.stdout, part
+    assert ("Largest batch by context" if fits else "What would make it fit") in done.stdout
 
 
 def test_plan_is_the_default_verb() -> None:
@@ -119,7 +121,7 @@ BAD = [
     ("sweep llama3-70b --gpu h100 --batch 9:1", "ends before it starts"),
     ("sweep llama3-70b --gpu h100 --batch 1:9:x1", "never ends"),
     ("sweep llama3-70b --gpu h100 --batch 1:1000000000", "larger step"),
-    ("explain llama3-70b --gpu h100 nonsense", "use one of"),
+    ("explain llama3-70b --gpu h100 nonsense", "lists them all"),
     ("models nonsense", "unknown model"),
     ("gpus nonsense", "unknown GPU"),
     ("./missing.toml --gpu h100", "no such file"),
@@ -225,3 +227,88 @@ def test_completion(typed: str, expected: str) -> None:
     words = typed.split(" ")
     done = run(_KVPLAN_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=str(len(words) - 1))
     assert expected in done.stdout.split()
+
+
+def shell(script: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "K": " ".join(COMMAND), **environment}
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=cwd, env=env, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("words", ["llama3-8b --gpu h100", "llama3-8b --gpu h100 --json -", "models", "--help"])
+def test_a_full_standard_output_is_one_line(words: str) -> None:
+    done = shell(f"$K {words} > /dev/full")
+    assert done.returncode == 2
+    assert done.stderr == "kvplan: cannot write standard output: No space left on device; send it elsewhere\n"
+
+
+@pytest.mark.parametrize("words", ["llama3-8b --gpu h100", "sweep llama3-8b --gpu h100 --batch 1:4000 --csv -"])
+def test_a_closed_pipe_is_no_failure(words: str) -> None:
+    assert shell(f"$K {words} | true; echo ${{PIPESTATUS[0]}}").stdout == "0\n"
+
+
+def test_a_terminal_that_cannot_show_a_sign(tmp_path: Path) -> None:
+    done = shell("$K llama3-8b --gpu h100", PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
+    assert done.returncode == 0
+    assert "FITS" in done.stdout
+
+
+def test_special_files_are_not_read_as_cards(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.toml")
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    (tmp_path / "folder.toml").mkdir()
+    for name in ("fifo", "zero", "folder"):
+        done = run(f"./{name}.toml", "--gpu", "h100", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "not a file" in done.stderr
+
+
+def test_a_link_stays_a_link_and_a_file_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "real.json").chmod(0o600)
+    (tmp_path / "link.json").symlink_to("real.json")
+    run("llama3-8b", "--gpu", "h100", "--json", "link.json", cwd=tmp_path)
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text())["model"]["id"] == "llama3-8b"
+    assert (tmp_path / "real.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_termination_cleans_up(tmp_path: Path) -> None:
+    words = "sweep llama3-70b --gpu h100 --tp 1,2,4,8 --batch 1:4096 --context 1:8192 --csv out.csv"
+    script = f"timeout -s TERM 2 $K {words}; ls -A"
+    assert shell(script, cwd=tmp_path).stdout == ""
+
+
+def test_ones_own_files_are_listed_and_named_in_remedies(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(CARD, encoding="utf-8")
+    gpu = (ROOT / "planner" / "gpus" / "h100-sxm.toml").read_text(encoding="utf-8")
+    (tmp_path / "board.toml").write_text(gpu, encoding="utf-8")
+    assert "mine" in run("models", "./mine.toml", cwd=tmp_path).stdout
+    done = run("./mine.toml", "--gpu", "1x./board.toml", cwd=tmp_path)
+    assert "--gpu 4x./board.toml" in done.stdout
+
+
+def test_an_unknown_key_is_named_before_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text(CARD.replace("kv_heads", "kv_head"), encoding="utf-8")
+    done = run("./card.toml", "-g", "h100", cwd=tmp_path)
+    assert "attention.0.kv_head: unknown key; did you mean kv_heads?" in done.stderr
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "t5-xxl", "--gpu", "a100"),
+        ("compare", "gemma3-27b", "--gpu", "h100", "-a", "mha,gqa:2,mqa,mla"),
+        ("sweep", "llama4-maverick,llama3-8b", "--gpu", "8xrtx-pro-6000-server", "--batch", "1:3"),
+        ("models",),
+        ("gpus",),
+        ("explain", "deepseek-v3", "--gpu", "8xh200", "step_s"),
+    ],
+)
+def test_nothing_is_cut_at_any_width(words: tuple[str, ...], width: int) -> None:
+    done = run(*words, width=width)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= width
+    assert "…" not in done.stdout

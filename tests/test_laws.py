@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from planner.attention import UNBOUNDED, HeadAttention, with_variant
 from planner.deployment import deploy
-from planner.evaluate import decode_times, evaluate
+from planner.evaluate import crossover, decode_times, evaluate, interval_s
 from planner.memory import CacheCurve, cache_curve
 from planner.model import ModelSpec
 from planner.precision import find_format
+from planner.roofline import BOUNDS
 from planner.stage import split_layers, stages_of
 from planner.verbs.plan import plan
 from planner.verbs.sweep import sweep
@@ -108,31 +109,39 @@ def test_memory_is_linear_in_batch(model: ModelSpec, batch: int, context: int) -
     assert many.kv_bytes_per_gpu == batch * one.kv_bytes_per_gpu
 
 
-@given(models(), st.sampled_from([1, 2, 4]), st.integers(1, 512), contexts)
-def test_time_laws(model: ModelSpec, tp: int, batch: int, context: int) -> None:
+@given(models(), st.sampled_from([1, 2, 4]), st.integers(1, 4), st.integers(1, 512), contexts)
+def test_time_laws(model: ModelSpec, tp: int, pp: int, batch: int, context: int) -> None:
     """Expected is never under ideal, more work never faster, more bandwidth never slower."""
     slow, fast = device(), device(memory={"nominal_gb": 1, "type": "HBM", "bandwidth_gb_per_s": 150})
-    d = deploy(model, slow, context=context, tp=tp)
+    pp = min(pp, model.layers)
+    d = deploy(model, slow, context=context, tp=tp, pp=pp)
     ideal, expected = decode_times(d, np.array([batch, batch + 1]), np.array([context]))
     assert np.all(expected.step_s >= np.asarray(ideal.step_s) * (1 - 1e-12))
-    assert expected.step_s[1] >= expected.step_s[0]  # type: ignore[index]
+    assert expected.step_s[1] >= expected.step_s[0] * (1 - 1e-12)  # type: ignore[index]
     longer = decode_times(d, batch, context + 1)[1].step_s
     assert longer >= expected.step_s[0] * (1 - 1e-12)  # type: ignore[index]
-    quick = decode_times(deploy(model, fast, context=context, tp=tp), batch, context)
+    quick = decode_times(deploy(model, fast, context=context, tp=tp, pp=pp), batch, context)
     assert quick[0].step_s <= ideal.step_s[0] * (1 + 1e-12)  # type: ignore[index]
     assert quick[1].step_s <= expected.step_s[0] * (1 + 1e-12)  # type: ignore[index]
+    low, high = interval_s(d, expected.step_s, ideal.step_s)
+    assert np.all(ideal.step_s <= np.asarray(low) * (1 + 1e-12))
+    assert np.all(low <= np.asarray(high))
     parts = sum(np.asarray(p) for p in expected.parts)
     assert np.allclose(parts, expected.step_s)
 
 
-@given(models(), st.lists(st.integers(1, 600), min_size=1, max_size=4), st.lists(contexts, min_size=1, max_size=4))
-def test_a_sweep_row_is_its_plan(model: ModelSpec, some_batches: list[int], some_contexts: list[int]) -> None:
+few = st.lists(st.integers(1, 600), min_size=1, max_size=4)
+
+
+@given(models(), few, st.lists(contexts, min_size=1, max_size=4), st.integers(1, 4))
+def test_a_sweep_row_is_its_plan(model: ModelSpec, some_batches: list[int], some_contexts: list[int], pp: int) -> None:
     from planner.report.tables import plan_row
 
-    gpu = device()
-    table = sweep([model], [gpu], tp=[2], batch=some_batches, context=some_contexts)
+    gpu = device(memory={"nominal_gb": 2, "type": "HBM", "bandwidth_gb_per_s": 100})
+    pp = min(pp, model.layers)
+    table = sweep([model], [gpu], tp=[2], pp=[pp], batch=some_batches, context=some_contexts)
     for row in table.head(20):
-        p = plan(model, gpu, tp=2, batch=row["batch"], context=row["context_tokens"])
+        p = plan(model, gpu, tp=2, pp=pp, batch=row["batch"], context=row["context_tokens"])
         (expected,) = plan_row(p).rows
         for name, value in row.items():
             assert value == (pytest.approx(expected[name]) if isinstance(value, float) else expected[name]), name
@@ -153,3 +162,16 @@ def _fields(model: ModelSpec) -> dict[str, object]:
 
 def _row(row: object) -> dict[str, object]:
     return row.model_dump()  # type: ignore[attr-defined, no-any-return]
+
+
+@given(models(), st.sampled_from([1, 2]), contexts)
+def test_crossover_is_where_weights_stop_being_the_bound(model: ModelSpec, tp: int, context: int) -> None:
+    d = deploy(model, device(), context=context, tp=tp)
+    bounds = [BOUNDS[i] for i in decode_times(d, np.arange(1, 600), context)[1].bound.tolist()]
+    found = crossover(d, context)
+    if "weights" in bounds:
+        after = [i for i in range(bounds.index("weights"), len(bounds)) if bounds[i] != "weights"]
+        if after:
+            assert found == (after[0] + 1, bounds[after[0]])
+        else:
+            assert found is None or found[0] >= 600

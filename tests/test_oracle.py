@@ -12,9 +12,10 @@ from planner.attention import HeadAttention, LatentAttention
 from planner.memory import cache_curve, weight_bytes
 from planner.model import ModelSpec
 from planner.precision import FORMATS, find_format
+from planner.roofline import StepTime, add_stages
 from planner.stage import Sharding, stages_of
 from planner.tensors import Role
-from planner.work import Precision, causal_pairs, decode_work, expected_experts
+from planner.work import Precision, causal_pairs, decode_work, expected_experts, prefill_work
 from tests.specs import build, models
 
 
@@ -163,3 +164,44 @@ def test_encoder_decoder_counts_cross_attention_once_a_source_token() -> None:
     each = 2 * 4 * 8 * 2
     assert curve.nbytes(7) == 3 * (7 * each + 20 * each)
     assert curve.growing == 3 * each
+
+
+def test_encoder_decoder_work_is_counted_once_a_source_token() -> None:
+    """Keys and values of the source are projected in prefill, never in decode; the encoder runs in prefill only."""
+    h, heads, dim, width, source, layers = 64, 4, 8, 32, 20, 3
+    row = {"heads": heads, "kv_heads": heads, "head_dim": dim}
+    encoder = {"layers": 2, "attention": (row,), "ffn": ({"width": width},)}
+    model = build(
+        attention=(row, {"kind": "cross", **row}), layers=layers, encoder=encoder, source_tokens=source,
+        ffn=({"width": width},),
+    )  # fmt: skip
+    precision = Precision(model.weight_formats("bf16"), FORMATS["bf16"])
+    square = h * heads * dim
+    decode = decode_work(model, stages_of(model, 1)[0], precision, Sharding(1), 1.0, 7.0, source)
+    decoder = layers * (6 * square + 3 * h * width)
+    attended = layers * (7 + source) * heads * 4 * dim
+    assert sum(float(op.flops) for op in decode) == pytest.approx(2 * (decoder + model.vocab * h) + attended)
+    weights = 2 * (decoder + model.vocab * h + h)
+    assert sum(float(op.weight_bytes) for op in decode) == pytest.approx(weights)
+
+    prefill = prefill_work(model, stages_of(model, 1)[0], precision, 1, 1.0, source)
+    keys = 2 * layers * 2 * square * source
+    encoded = 2 * 2 * (4 * square + 3 * h * width) * source + 2 * source * source * heads * 4 * dim
+    first = 2 * (decoder + model.vocab * h) + layers * (1 + source) * heads * 4 * dim
+    assert sum(float(op.flops) for op in prefill) == pytest.approx(keys + encoded + first)
+    written = layers * (1 + source) * 2 * heads * dim * 2
+    assert sum(float(op.cache_bytes) for op in prefill) == pytest.approx(written)
+
+
+def test_a_pipeline_waits_for_its_slowest_stage() -> None:
+    """Simulate parts of a batch going round through stages; the steady period is what `add_stages` says."""
+    for stages, parts in (([1.0, 1.0, 3.0], 3), ([2.0, 2.0], 2), ([1.0, 5.0], 1), ([4.0, 1.0, 1.0, 1.0], 4)):
+        free, ready = [0.0] * len(stages), [0.0] * parts
+        rounds = []
+        for _ in range(50):
+            for part in range(parts):
+                for s, seconds in enumerate(stages):
+                    ready[part] = free[s] = max(ready[part], free[s]) + seconds
+            rounds.append(ready[0])
+        times = [(StepTime(t, (t, 0.0, 0.0, 0.0, 0.0), 1.0, 1.0), 1) for t in stages]
+        assert float(add_stages(times, parts).step_s) == pytest.approx(rounds[-1] - rounds[-2])

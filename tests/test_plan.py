@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
+import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from planner import InputError, KvplanError, compare, load_gpu, load_model, plan, sweep
+from planner import InputError, KvplanError, compare, gpu_ids, load_gpu, load_model, model_ids, plan, sweep
 from planner.deployment import deploy
 from tests.specs import build, device
 
@@ -99,8 +102,21 @@ def test_one_gpu_that_does_not_fit_says_by_how_much_and_what_would() -> None:
 def options_of(option: str) -> tuple[str | None, dict[str, Any]]:
     """A remedy's option as arguments of `plan`."""
     words = option.split()
-    pairs = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
-    return pairs.pop("gpu", None), pairs
+    pairs: dict[str, Any] = {name[2:]: value for name, value in zip(words[::2], words[1::2], strict=True)}
+    gpu = pairs.pop("gpu", None)
+    return gpu, {name: int(value) if name in ("tp", "pp") else value for name, value in pairs.items()}
+
+
+def replay(model: str, gpu: str, options: dict[str, Any]) -> int:
+    """Plan every remedy exactly as its option says, added to the command as it was; how many there were."""
+    p = plan(model, gpu, **options)
+    for remedy in () if p.memory.fits else p.remedies:
+        other, changed = options_of(remedy.option)
+        again = plan(model, other or gpu, **{**options, **changed})
+        assert again.memory.fits, remedy
+        assert again.memory.max_batch == remedy.max_batch, remedy
+        assert again.decode.step_s == pytest.approx(remedy.step_s), remedy
+    return 0 if p.memory.fits else len(p.remedies)
 
 
 @pytest.mark.parametrize(
@@ -108,22 +124,30 @@ def options_of(option: str) -> tuple[str | None, dict[str, Any]]:
     [
         ("llama3-70b", "1xh100", {}),
         ("llama3-70b", "4xh100", {"batch": 200}),
+        ("llama3-70b", "8xh100", {"batch": 400, "tp": 2, "pp": 4}),
         ("llama3.1-405b", "8xh100", {}),
         ("qwen3-32b", "2xl40s", {"batch": 64, "context": 32_768}),
         ("gemma3-27b", "1xl4", {}),
         ("deepseek-v3", "8xh100", {"context": 32_768}),
+        ("command-r-08-2024", "tpu-v3", {"batch": 64}),
+        ("dbrx", "a100-sxm-80gb", {"batch": 64}),
+        ("kimi-k2.5", "8xrtx-5090", {"batch": 64}),
+        ("palm-540b", "64xtpu-v4", {"tp": 64, "pad_heads": True, "batch": 4000, "engine": "none"}),
     ],
 )
 def test_every_remedy_fits_when_it_is_planned(model: str, gpu: str, options: dict[str, Any]) -> None:
-    p = plan(model, gpu, **options)
-    assert not p.memory.fits
-    assert p.remedies
-    for remedy in p.remedies:
-        other, changed = options_of(remedy.option)
-        again = plan(model, other or gpu, **{**options, **changed})
-        assert again.memory.fits, remedy
-        assert again.memory.max_batch == remedy.max_batch, remedy
-        assert again.decode.step_s == pytest.approx(remedy.step_s), remedy
+    assert replay(model, gpu, options)
+
+
+def test_remedies_of_random_plans_fit_when_they_are_planned() -> None:
+    rng = random.Random(11)
+    models, gpus = model_ids(), gpu_ids()
+    tried = 0
+    for _ in range(150):
+        count = rng.choice(["", "", "1x", "2x", "8x"])
+        options = {"batch": rng.choice([1, 16, 64, 300]), "kv": rng.choice([None, "fp8"])}
+        tried += replay(rng.choice(models), count + rng.choice(gpus), options)
+    assert tried > 50
 
 
 def test_unknown_peak_and_link_are_said_and_cost_what_they_say() -> None:
@@ -132,7 +156,7 @@ def test_unknown_peak_and_link_are_said_and_cost_what_they_say() -> None:
     assert p.prefill.ttft_s is None
     assert any("No peak compute rate" in n for n in p.notes)
     assert any("No link bandwidth" in n for n in p.notes)
-    assert p.decode.parts_s["link"] == p.decode.parts_s["compute"] == 0
+    assert p.decode.parts_s.link == p.decode.parts_s.compute == 0
 
 
 def test_h100_means_the_sxm_board_and_says_so() -> None:
@@ -211,8 +235,87 @@ def test_sweep_table_and_csv_agree(tmp_path: Any) -> None:
         ["llama3-70b", "gemma3-4b"], ["4xh100", "l4"], batch=range(1, 20), context=[100, 8192], kv=["bf16", "fp8"]
     )
     frame = table.to_pandas()
-    assert len(frame) == table.rows
+    assert len(frame) == len(table)
     table.to_csv(tmp_path / "t.csv")
     again = pd.read_csv(tmp_path / "t.csv")
     assert list(again.columns) == list(frame.columns)
     pd.testing.assert_frame_equal(frame, again, check_dtype=False, rtol=1e-8)
+
+
+def test_kv_memory_is_no_more_than_there_is() -> None:
+    assert not plan("llama3-70b", "1xh100", kv_memory="10GiB").memory.fits
+    given = plan("llama3-70b", "4xh100", kv_memory="10GiB").memory
+    assert given.kv_pool_bytes_per_gpu == 10 * 2**30
+    most = plan("llama3-70b", "4xh100", kv_memory="1000TiB")
+    spent = most.memory.weight_bytes_per_gpu + most.memory.activation_bytes_per_gpu + most.memory.overhead_bytes_per_gpu
+    assert most.memory.kv_pool_bytes_per_gpu == most.gpu.usable_bytes - spent
+
+
+def test_the_parts_of_the_bar_are_what_is_usable_and_what_is_missing() -> None:
+    from planner.report.tables import budget_parts
+
+    for gpu, options in (
+        ("1xh100", {}),
+        ("4xh100", {"batch": 100}),
+        ("8xa100", {"tp": 2}),
+        ("4xh100", {"kv_memory": "5GB"}),
+    ):
+        p = plan("llama3-70b", gpu, **options)
+        parts = budget_parts(p)
+        assert sum(size for _, size in parts) == p.gpu.usable_bytes + p.memory.missing_bytes_per_gpu
+        assert min(size for _, size in parts) >= 0
+
+
+def test_mla_stays_itself_and_gqa_finds_groups_that_divide() -> None:
+    own = plan("deepseek-v3", "8xh200")
+    assert plan("deepseek-v3", "8xh200", attention="mla").model.parameters == own.model.parameters
+    assert plan("gpt2-xl", "h100", attention="gqa").model.variants == ("GQA-5",)
+    assert [v.variant for v in compare("falcon-7b", "h100").variants] == ["MQA", "MHA", "MQA", "MQA"]
+
+
+def test_catalogue_entries_cannot_be_changed_and_travel() -> None:
+    gpu = load_gpu("h100")
+    with pytest.raises(TypeError, match="cannot be changed"):
+        gpu.peak_tflops.update({"bf16": 1.0})
+    assert pickle.loads(pickle.dumps(gpu)) == gpu
+    assert pickle.loads(pickle.dumps(load_model("gemma3-27b"))) == load_model("gemma3-27b")
+    assert hash(plan("llama3-8b", "h100")) == hash(plan("llama3-8b", "h100"))
+
+
+def test_a_parallel_layer_sums_once() -> None:
+    fields = {"layers": 10}
+    serial, parallel = (plan(build(parallel=p, **fields), device(), tp=2).decode.parts_s for p in (False, True))
+    assert parallel.link < serial.link
+
+
+def test_sweep_takes_text_single_values_and_arrays() -> None:
+    one = sweep("llama3-8b", "h100", tp=1, batch="1:4,8", context="1k:2k").to_pandas()
+    assert sorted(set(one.batch)) == [1, 2, 3, 4, 8]
+    assert sorted(set(one.context_tokens)) == [1024, 2048]
+    many = sweep(
+        load_model("llama3-8b"), load_gpu("h100"), tp=np.array([1]), batch=np.arange(1, 4), context=["1k", 2048]
+    )
+    assert len(many) == 6
+    wrong: list[dict[str, Any]] = [{"batch": b"12"}, {"context": [1024.5]}, {"tp": [0]}, {"tp": "x"}, {"batch": []}]
+    for bad in wrong:
+        with pytest.raises(KvplanError):
+            sweep("llama3-8b", "h100", **bad)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "options"),
+    [
+        (None, "h100", {}), (5, "h100", {}), ("llama3-8b", None, {}), ("llama3-8b", 5, {}), ("llama3-8b", "h100x4", {}),
+        ("llama3-8b", "h100", {"kv": 8}), ("llama3-8b", "h100", {"engine": None}), ("llama3-8b", "h100", {"attention": 5}),
+        ("llama3-8b", "h100", {"kv_memory": [1]}), ("llama3-8b", "h100", {"memory_fraction": 10**400}),
+        ("llama3-8b", "h100", {"weights": ""}), ("llama3-8b", "4xh100", {"count": 8}),
+    ],
+)  # fmt: skip
+def test_wrong_types_are_refused_kindly(model: Any, gpu: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(KvplanError):
+        plan(model, gpu, **options)
+
+
+def test_a_gpu_file_may_be_a_path() -> None:
+    file = Path(__file__).parent.parent / "planner" / "gpus" / "h100-sxm.toml"
+    assert plan("llama3-8b", file, tp=1).memory == plan("llama3-8b", "h100", tp=1).memory

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -44,17 +46,28 @@ for verb in (commands.plan, commands.compare, commands.sweep, commands.explain, 
 
 def main() -> NoReturn:
     """Run the command. No traceback reaches a user: whatever goes wrong is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a sign shows '?'
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # clean up as after Ctrl-C
+        signal.signal(number, _interrupt)
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="kvplan", standalone_mode=False)
+        sys.stdout.flush()
     except KvplanError as error:
         _fail(str(error), BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped", STOPPED)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(OK)
     except typer.Exit as leave:
         sys.exit(leave.exit_code)
+    except SystemExit:  # how the parser answers a closed pipe: whoever read our output has seen enough
+        _forget_output()
+        sys.exit(OK)
+    except OSError as error:
+        _forget_output()
+        if isinstance(error, BrokenPipeError):
+            sys.exit(OK)
+        _fail(f"cannot write standard output: {error.strerror or error}; send it elsewhere", BAD_INPUT)
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's own complaint: unknown option, missing argument
             _fail(f"{error.format_message().rstrip('.')}; 'kvplan --help' shows how", BAD_INPUT)
@@ -68,6 +81,16 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else OK)
 
 
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _forget_output() -> None:
+    """Nothing more can be written; let the interpreter's last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    print("kvplan: " + " ".join(message.split()), file=sys.stderr)
+    line = "".join(sign if sign.isprintable() else " " for sign in " ".join(message.split()))
+    print("kvplan: " + (line if len(line) <= 600 else line[:597] + "..."), file=sys.stderr)
     sys.exit(code)

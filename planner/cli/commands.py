@@ -32,12 +32,21 @@ from planner.cli.options import (
     complete_gpus,
     complete_models,
     complete_quantities,
+    complete_variants,
 )
 from planner.cli.output import Outputs, render, table_outputs
 
 if TYPE_CHECKING:
     from planner.verbs.plan import Options
     from planner.verbs.sweep import Sweep
+
+
+_QUANTITIES = (
+    "A figure: parameters, active_parameters, weight_bytes[_per_gpu], kv_bytes_per_token[_saturated], "
+    "kv_bytes_per_sequence, kv_bytes_per_gpu, state_bytes_per_sequence, budget_bytes_per_gpu, activation_bytes_per_gpu, "
+    "overhead_bytes_per_gpu, kv_pool_bytes_per_gpu, kv_pool_tokens, missing_bytes_per_gpu, max_batch, max_context, "
+    "ideal_step_s, step_s, tokens_per_s, arithmetic_intensity, ttft_s, ideal_s."
+)
 
 
 def _version(wanted: bool) -> None:
@@ -95,10 +104,10 @@ def plan(
         data.write_csv(tables.plan_row(answer), stream)
 
     def write_md(stream: IO[str]) -> None:
-        from planner.report import data, tables
+        from planner.report import data, tables, words
 
-        heading = f"{answer.model.name} on {answer.gpu.count} × {answer.gpu.name}"
-        data.write_markdown(tables.plan_tables(answer), stream, heading, answer.notes)
+        head = [" on ".join(words.title(answer)), *words.facts(answer), "".join(words.verdict(answer))]
+        data.write_markdown(tables.plan_tables(answer), stream, head, words.remarks(answer))
 
     render([(json, lambda stream: stream.write(answer.to_json() + "\n")), (csv, write_csv), (md, write_md)], show)
     return int(check and not answer.memory.fits)
@@ -108,7 +117,13 @@ def compare(
     model: Model,
     gpu: Gpu,
     attention: Annotated[
-        str, typer.Option("--attention", "-a", help="Variants: mha, gqa (8 groups or its own), gqa:N, mqa, mla[:RANK].")
+        str,
+        typer.Option(
+            "--attention",
+            "-a",
+            help="Variants: mha, gqa (8 groups or its own), gqa:N, mqa, mla[:RANK].",
+            autocompletion=complete_variants,
+        ),
     ] = "mha,gqa,mqa",
     tp: Tp = None,
     pp: Pp = None,
@@ -125,11 +140,10 @@ def compare(
     md: Md = None,
 ) -> None:
     """Compare attention variants of one model on the same GPUs: cache, largest batch and context, decode step."""
-    from planner.axes import parse_names
     from planner.verbs.compare import compare as run
 
     options = _options(tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
-    answer = run(model, gpu, parse_names(attention), batch=batch, context=context, **options)
+    answer = run(model, gpu, attention, batch=batch, context=context, **options)
 
     def show() -> None:
         from planner.report.terminal import console, show_comparison
@@ -166,18 +180,17 @@ def sweep(
     md: Md = None,
 ) -> None:
     """Every combination of models, GPUs, degrees, formats, batches and contexts, as one tidy table."""
-    from planner.axes import parse_axis, parse_names
     from planner.verbs.sweep import sweep as run
 
     table = run(
-        parse_names(models),
-        parse_names(gpu),
-        tp=parse_axis(tp, "--tp") if tp else [None],
-        pp=parse_axis(pp, "--pp") if pp else [None],
-        weights=parse_names(weights) if weights else [None],
-        kv=parse_names(kv) if kv else [None],
-        batch=parse_axis(batch, "batch"),
-        context=parse_axis(context, "context") if context else None,
+        models,
+        gpu,
+        tp=tp,
+        pp=pp,
+        weights=weights,
+        kv=kv,
+        batch=batch,
+        context=context,
         engine=engine,
         memory_fraction=memory_fraction,
     )
@@ -208,7 +221,7 @@ def sweep(
 @contextlib.contextmanager
 def _progress(table: Sweep) -> Iterator[Callable[[int], object]]:
     """A progress bar on standard error, where that is a terminal and the table is long."""
-    if not sys.stderr.isatty() or table.rows < 20_000:
+    if not sys.stderr.isatty() or len(table) < 20_000:
         yield lambda rows: None
         return
     from rich.console import Console
@@ -216,7 +229,7 @@ def _progress(table: Sweep) -> Iterator[Callable[[int], object]]:
 
     columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("rows", total=table.rows)
+        task = progress.add_task("rows", total=len(table))
         yield lambda rows: progress.advance(task, rows)
 
 
@@ -225,7 +238,7 @@ def explain(
     gpu: Gpu,
     quantity: Annotated[
         str,
-        typer.Argument(help="A figure: kv_bytes_per_token, max_batch, step_s …", autocompletion=complete_quantities),
+        typer.Argument(help=_QUANTITIES, autocompletion=complete_quantities),
     ] = "kv_bytes_per_token",
     tp: Tp = None,
     pp: Pp = None,
@@ -270,7 +283,7 @@ def models(
     from planner.catalog import load_model, matching, model_ids
     from planner.report.tables import model_table
 
-    found = [load_model(i) for i in matching(model_ids(), name, load_model)]
+    found = matching(name, model_ids(), load_model)
 
     def show() -> None:
         from planner.report.terminal import console, show_catalogue, show_model
@@ -293,7 +306,7 @@ def gpus(
     from planner.catalog import gpu_ids, load_gpu, matching
     from planner.report.tables import gpu_table
 
-    found = [load_gpu(i) for i in matching(gpu_ids(), name, load_gpu)]
+    found = matching(name, gpu_ids(), load_gpu)
 
     def show() -> None:
         from planner.report.terminal import console, show_catalogue, show_gpu
@@ -307,8 +320,8 @@ def gpus(
 
 
 def _options(
-    tp: int | None,
-    pp: int | None,
+    tp: str | None,
+    pp: str | None,
     weights: str | None,
     kv: str | None,
     engine: str,
@@ -319,17 +332,18 @@ def _options(
     pad_heads: bool = False,
 ) -> Options:
     """What the verbs hand on to `deployment.deploy`."""
+    from planner.deployment import MAX_GPUS
     from planner.units import parse_tokens
 
     return {
-        "tp": tp,
-        "pp": pp,
+        "tp": None if tp is None else parse_tokens(tp, "--tp", MAX_GPUS),
+        "pp": None if pp is None else parse_tokens(pp, "--pp", MAX_GPUS),
         "weights": weights,
         "kv": kv,
         "engine": engine,
         "memory_fraction": memory_fraction,
         "kv_memory": kv_memory,
-        "source": parse_tokens(source, "source length") if source is not None else None,
+        "source": None if source is None else parse_tokens(source, "source length"),
         "kv_shard": kv_shard,
         "pad_heads": pad_heads,
     }

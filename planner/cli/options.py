@@ -9,23 +9,38 @@ import typer
 
 
 def _complete(names: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+    """Complete the last of a comma-separated list; a count before it, as in ``4xh100``, stays."""
+
     def completer(incomplete: str) -> list[str]:
         head, comma, last = incomplete.rpartition(",")
-        return [head + comma + name for name in names() if name.startswith(last.lower())]
+        count, times, rest = last.partition("x")
+        if count.isdecimal() and times:
+            head, comma, last = head + comma, count + times, rest
+        return [head + comma + name for name in names() if name.lower().startswith(last.lower())]
 
     return completer
 
 
 def _models() -> list[str]:
-    from planner.catalog import model_ids
+    from planner.catalog import aliases, model_ids
+    from planner.model import ModelSpec
 
-    return model_ids()
+    return [*model_ids(), *aliases(ModelSpec)]
 
 
 def _gpus() -> list[str]:
-    from planner.catalog import gpu_ids
+    from planner.catalog import aliases, gpu_ids
+    from planner.gpu import GpuSpec
 
-    return gpu_ids()
+    return [*gpu_ids(), *aliases(GpuSpec)]
+
+
+def _variants() -> list[str]:
+    return ["mha", "gqa", "gqa:8", "mqa", "mla"]
+
+
+def _shards() -> list[str]:
+    return ["heads", "batch"]
 
 
 def _weight_formats() -> list[str]:
@@ -52,7 +67,8 @@ def _quantities() -> list[str]:
     return list(quantities())
 
 
-complete_models, complete_gpus, complete_quantities = _complete(_models), _complete(_gpus), _complete(_quantities)
+complete_models, complete_gpus = _complete(_models), _complete(_gpus)
+complete_quantities, complete_variants = _complete(_quantities), _complete(_variants)
 
 _OUTPUT = "Output (FILE, or - for standard output)"
 _PARALLEL = "GPUs"
@@ -70,10 +86,17 @@ Gpu = Annotated[
         rich_help_panel=_PARALLEL,
     ),
 ]
-Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel degree.", rich_help_panel=_PARALLEL)]
-Pp = Annotated[int | None, typer.Option("--pp", help="Pipeline-parallel degree.", rich_help_panel=_PARALLEL)]
+Tp = Annotated[str | None, typer.Option("--tp", metavar="N", help="Tensor-parallel degree.", rich_help_panel=_PARALLEL)]
+Pp = Annotated[
+    str | None, typer.Option("--pp", metavar="N", help="Pipeline-parallel degree.", rich_help_panel=_PARALLEL)
+]
 KvShard = Annotated[
-    str, typer.Option(help="Deal the cache out by 'heads' or by 'batch'.", rich_help_panel=_PARALLEL, show_default=True)
+    str,
+    typer.Option(
+        help="Deal the cache out by 'heads' or by 'batch'.",
+        autocompletion=_complete(_shards),
+        rich_help_panel=_PARALLEL,
+    ),
 ]
 PadHeads = Annotated[
     bool, typer.Option("--pad-heads", help="Allow a --tp that does not divide the heads.", rich_help_panel=_PARALLEL)
@@ -109,7 +132,11 @@ KvMemory = Annotated[
 ]
 Attention = Annotated[
     str | None,
-    typer.Option(help="What if the attention were mha, gqa, gqa:N, mqa or mla?", rich_help_panel=_FORMAT),
+    typer.Option(
+        help="What if the attention were mha, gqa, gqa:N, mqa or mla?",
+        autocompletion=_complete(_variants),
+        rich_help_panel=_FORMAT,
+    ),
 ]
 Context = Annotated[
     str | None,

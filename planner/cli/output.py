@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
@@ -19,7 +20,7 @@ Outputs = Sequence[tuple[str | None, Writer]]
 def render(outputs: Outputs, show: Callable[[], object]) -> None:
     """Write what was asked for; the screen is shown unless standard output carries data."""
     wanted = [(path, write) for path, write in outputs if path is not None]
-    paths = [path for path, _ in wanted]
+    paths = [path if path == "-" else os.path.realpath(path) for path, _ in wanted]
     if len(set(paths)) < len(paths):
         raise InputError(f"two outputs go to {max(paths, key=paths.count)!r}; give each its own file")
     for path, write in wanted:

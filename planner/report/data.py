@@ -31,10 +31,12 @@ def write_json(table: Table, stream: IO[str]) -> None:
     stream.write("\n")
 
 
-def write_markdown(tables: Iterable[Table], stream: IO[str], heading: str = "", notes: Iterable[str] = ()) -> None:
-    """Tables one after another, with a heading before and notes after."""
-    if heading:
-        stream.write(f"# {heading}\n\n")
+def write_markdown(
+    tables: Iterable[Table], stream: IO[str], head: Iterable[str] = (), notes: Iterable[str] = ()
+) -> None:
+    """Tables one after another, with paragraphs before them, the first being the heading, and notes after."""
+    for index, paragraph in enumerate(head):
+        stream.write(("" if index else "# ") + _escape(paragraph) + "\n\n")
     for table in tables:
         stream.write(f"## {table.title}\n\n")
         stream.write("| " + " | ".join(c.label for c in table.columns) + " |\n")

@@ -66,8 +66,8 @@ def plan_row(plan: Plan) -> Table:
         "kv_bytes": memory.kv_bytes_per_sequence * plan.workload.batch,
         "kv_pool_bytes_per_gpu": memory.kv_pool_bytes_per_gpu,
         "fits": memory.fits,
-        "max_batch": -1 if memory.max_batch is None else memory.max_batch,
-        "max_context_tokens": -1 if memory.max_context is None else memory.max_context,
+        "max_batch": memory.max_batch,
+        "max_context_tokens": memory.max_context,
         "decode_ideal_step_s": decode.ideal_step_s,
         "decode_step_s": decode.step_s,
         "decode_step_low_s": decode.interval_s[0],
@@ -94,17 +94,17 @@ def plan_tables(plan: Plan) -> list[Table]:
 
 
 def budget_parts(plan: Plan) -> list[tuple[str, int]]:
-    """What one GPU's memory goes to, in order; the parts sum to what is usable, or to more if it does not fit."""
-    memory = plan.memory
-    needed = memory.weight_bytes_per_gpu + memory.activation_bytes_per_gpu + memory.overhead_bytes_per_gpu
-    held_back = max(0, plan.gpu.usable_bytes - max(memory.budget_bytes_per_gpu, needed + memory.kv_pool_bytes_per_gpu))
+    """What one GPU's memory goes to, in order; the parts sum to what is usable and what is missing."""
+    memory, one = plan.memory, plan.memory.fullest_gpu
+    free = max(0, one.kv_pool_bytes - one.kv_bytes)
+    spent = one.weight_bytes + one.kv_bytes + memory.activation_bytes_per_gpu + memory.overhead_bytes_per_gpu
     return [
-        ("weights", memory.weight_bytes_per_gpu),
-        ("KV cache", memory.kv_bytes_per_gpu),
+        ("weights", one.weight_bytes),
+        ("KV cache", one.kv_bytes),
         ("activations", memory.activation_bytes_per_gpu),
         ("overhead", memory.overhead_bytes_per_gpu),
-        ("free for KV", max(0, memory.kv_pool_bytes_per_gpu - memory.kv_bytes_per_gpu)),
-        ("held back", held_back),
+        ("free for KV", free),
+        ("held back", plan.gpu.usable_bytes + memory.missing_bytes_per_gpu - spent - free),
     ]
 
 

@@ -12,20 +12,21 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from planner.columns import SWEEP_COLUMNS, Column
-from planner.report.tables import Table, budget_parts, comparison_table, gpu_table, model_table, plan_tables
-from planner.result import Plan
-from planner.units import format_bytes, format_count, format_gib, format_seconds, format_tokens
+from planner.report import words
+from planner.report.tables import Record, Table, budget_parts, comparison_table, gpu_table, model_table, plan_tables
+from planner.units import GIB, format_gib, format_tokens
 
 if TYPE_CHECKING:
     from planner.gpu import GpuSpec
     from planner.model import ModelSpec
+    from planner.result import Plan
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
     from planner.verbs.sweep import Sweep
 
-MAX_WIDTH = 120
+MIN_WIDTH, MAX_WIDTH = 60, 120
 
-# Part of the bar: glyph that is told apart without colour, and its colour.
+# Parts of the bar: a glyph that is told apart without colour, and its colour.
 _BAR = {
     "weights": ("█", "blue"),
     "KV cache": ("▓", "green"),
@@ -35,96 +36,56 @@ _BAR = {
     "held back": ("·", "bright_black"),
 }
 
+_WHOLE = {"option", "id", "tensor_parallel", "fits"}
+"""Columns of text that are never broken, so that they can be read at a glance and copied."""
+
 
 def console(stream: IO[str] | None = None) -> Console:
-    """A console on standard output or another stream, at most `MAX_WIDTH` wide."""
+    """A console on standard output or another stream, `MIN_WIDTH` to `MAX_WIDTH` wide."""
     made = Console(file=stream or sys.stdout, highlight=False, soft_wrap=False, emoji=False, markup=False)
-    if made.width > MAX_WIDTH:
-        made.width = MAX_WIDTH
+    made.width = max(MIN_WIDTH, min(made.width, MAX_WIDTH))
     return made
 
 
 def show_plan(plan: Plan, out: Console) -> None:
     """The plan on one screen."""
     _, *remedies, frontier, decode = plan_tables(plan)
-    out.print(_headline(plan))
+    model, gpus = words.title(plan)
+    answer, detail = words.verdict(plan)
+    out.print(Text.assemble((model, "bold"), " on ", (gpus, "bold")))
+    for line in words.facts(plan):
+        out.print(Text(line))
+    out.print(Text.assemble("\n", (answer, "bold green" if plan.memory.fits else "bold red"), detail, "\n"))
     out.print(_bar(plan, out.width))
-    if not plan.memory.fits:
-        for table in remedies:
-            out.print(_table(table))
-        if not remedies:
-            out.print(
-                Text("  Nothing tried makes it fit: formats, 16 times the GPUs, a larger GPU, a shorter context.\n")
-            )
-    out.print(_frontier(frontier, plan))
-    out.print(_table(_interval_in_one(decode), highlight=f"{plan.workload.batch:,}", tight=out.width < 100))
-    out.print(_after(plan))
-
-
-def _headline(plan: Plan) -> RenderableType:
-    model, deployment, memory, load = plan.model, plan.deployment, plan.memory, plan.workload
-    count = f"{plan.gpu.count} × " if plan.gpu.count > 1 else ""
-    first = Text.assemble((model.name, "bold"), " on ", (f"{count}{plan.gpu.name}", "bold"))
-    active = "" if model.active_parameters == model.parameters else f" ({format_count(model.active_parameters)} active)"
-    facts = [
-        f"{format_count(model.parameters)} parameters{active}",
-        f"{model.layers} layers",
-        " + ".join(model.variants),
-        f"context limit {format_tokens(model.context_limit)}",
-    ]
-    saturated = memory.kv_bytes_per_token_saturated
-    full = "" if saturated == memory.kv_bytes_per_token else f", {format_bytes(saturated)} once windows are full"
-    kv = f"KV {deployment.kv} {format_bytes(memory.kv_bytes_per_token)} a token{full}"
-    degrees = f"TP {deployment.tensor_parallel}"
-    if deployment.pipeline_parallel > 1:
-        degrees += f" × PP {deployment.pipeline_parallel}"
-    engine = "no engine" if deployment.engine == "none" else f"{deployment.engine} {deployment.engine_version}"
-    lines = [
-        first,
-        Text(" · ".join(facts)),
-        Text(f"weights {deployment.weights} {format_bytes(memory.weight_bytes)} · {kv}"),
-        Text(f"{degrees} · {engine} with {deployment.memory_fraction:.0%} of memory"),
-        Text(""),
-        _verdict(plan, load.batch, load.context),
-    ]
-    return Group(*lines)
-
-
-def _verdict(plan: Plan, batch: int, context: int) -> Text:
-    memory = plan.memory
-    what = f"batch {batch:,} × {context:,} tokens"
-    if memory.fits:
-        most = "any batch" if memory.max_batch is None else f"batch {memory.max_batch:,}"
-        longest = "any context" if memory.max_context is None else f"{memory.max_context:,} tokens"
-        limited = memory.max_context is None or memory.max_context > plan.model.context_limit
-        limit = f" (the model's limit is {plan.model.context_limit:,})" if limited else ""
-        room = f" Memory has room for {most} at this context, or for {longest} at this batch{limit}."
-        return Text.assemble(("FITS", "bold green"), f": {what}.{room}")
-    return Text.assemble(
-        ("DOES NOT FIT", "bold red"), f": {what}. One GPU lacks {format_gib(memory.missing_bytes_per_gpu)}."
-    )
+    for table in remedies:
+        out.print(_table(table))
+    if not plan.memory.fits and not remedies:
+        out.print(Text("Nothing tried makes it fit: formats, 16 times the GPUs, a larger GPU, a shorter context.\n"))
+    if any(point.max_batch != 0 for point in plan.frontier):
+        out.print(_frontier(frontier, plan.workload.context))
+    out.print(_table(_interval_in_one(decode), f"{plan.workload.batch:,}", tight=out.width < 100))
+    out.print(notes(words.remarks(plan)))
 
 
 def _bar(plan: Plan, width: int) -> RenderableType:
     """The memory of one GPU as a stacked bar over its legend; a mark shows what is usable if more is needed."""
     parts = budget_parts(plan)
-    usable = plan.gpu.usable_bytes
-    total = max(usable, sum(size for _, size in parts))
-    cells = max(20, width - 2)
+    usable, needed = plan.gpu.usable_bytes, sum(size for _, size in parts)
+    cells = width - 2
     bar = Text(" ")
     for (name, _), length in zip(parts, _lengths([size for _, size in parts], cells), strict=True):
         glyph, colour = _BAR[name]
         bar.append(glyph * length, style=colour)
-    lines: list[RenderableType] = [Text(""), Text(f"Memory of one GPU: {format_gib(usable)} usable", style="bold"), bar]
-    if total > usable:
-        at = round(cells * usable / total)
-        mark = f"^ {format_gib(usable)} usable, {format_gib(total)} needed"
-        lines.append(Text(" " * min(at, max(0, width - len(mark) - 1)) + mark, style="red"))
+    lines: list[RenderableType] = [Text(f"Memory of one GPU: {format_gib(usable)} usable", style="bold"), bar]
+    if needed > usable:
+        mark = f"^ {format_gib(usable)} usable, {format_gib(needed)} needed"
+        at = min(round(cells * usable / needed), width - len(mark) - 1)
+        lines.append(Text(" " * max(0, at) + mark, style="red"))
     legend = RichTable.grid(padding=(0, 2, 0, 1))
     for _ in parts:
         legend.add_column(no_wrap=True)
-    legend.add_row(*(Text.assemble((_BAR[n][0], _BAR[n][1]), f" {n}") for n, _ in parts))
-    legend.add_row(*(Text(f"  {size / 2**30:,.2f} GiB" if size else "  0") for _, size in parts))
+    legend.add_row(*(Text.assemble(_BAR[name], f" {name}") for name, _ in parts))
+    legend.add_row(*(Text(f"  {size / GIB:,.2f} GiB" if size else "  0") for _, size in parts))
     return Group(*lines, legend, Text(""))
 
 
@@ -136,63 +97,48 @@ def _lengths(sizes: list[int], cells: int) -> list[int]:
     return lengths
 
 
-def _frontier(table: Table, plan: Plan) -> RenderableType:
+def _frontier(table: Table, context: int) -> RenderableType:
     """Largest batch by context, lying down: contexts as columns."""
     grid = RichTable(box=None, padding=(0, 1), show_header=False, pad_edge=False)
     grid.add_column(no_wrap=True)
-    cells = table.shown()
-    wanted = format_tokens(plan.workload.context)
+    cells = [(tokens, most.replace("no limit", "any")) for tokens, most in table.shown()]
+    styles = ["bold" if tokens == format_tokens(context) else "" for tokens, _ in cells]
     for _ in cells:
         grid.add_column(justify="right", no_wrap=True)
-    grid.add_row(Text(" context"), *(Text(c, style="bold" if c == wanted else "") for c, _ in cells))
-    grid.add_row(
-        Text(" batch"), *(Text(b.replace("no limit", "any"), style="bold" if c == wanted else "") for c, b in cells)
-    )
-    return Group(Text("Largest batch by context", style="bold"), grid, Text(""))
+    for name, index in ((" context", 0), (" batch", 1)):
+        grid.add_row(Text(name), *(Text(cell[index], style=s) for cell, s in zip(cells, styles, strict=True)))
+    return Group(Text(table.title, style="bold"), grid, Text(""))
 
 
 def _interval_in_one(table: Table) -> Table:
     """The decode table with low and high in one column: what fits on a screen."""
-    names = {c.name: c for c in table.columns}
+    by_name = {column.name: column for column in table.columns}
     rows = []
     for row in table.rows:
-        low, high = names["step_low_s"].show(row["step_low_s"]), names["step_high_s"].show(row["step_high_s"])
-        same = low.rpartition(" ")[2] == high.rpartition(" ")[2]
-        rows.append({**row, "interval": f"{low.rpartition(' ')[0] if same else low} – {high}"})
-    kept = [c for c in table.columns if c.name not in ("step_low_s", "step_high_s")]
-    at = next(i for i, c in enumerate(kept) if c.name == "step_s") + 1
-    return Table(table.title, (*kept[:at], Column("interval", "80\u00a0% interval"), *kept[at:]), tuple(rows))
+        low, high = by_name["step_low_s"].show(row["step_low_s"]), by_name["step_high_s"].show(row["step_high_s"])
+        number, _, unit = low.rpartition(" ")
+        rows.append({**row, "interval": f"{number if unit == high.rpartition(' ')[2] else low} – {high}"})
+    kept = [column for column in table.columns if column.name not in ("step_low_s", "step_high_s")]
+    after = next(i for i, column in enumerate(kept) if column.name == "step_s") + 1
+    kept.insert(after, Column("interval", "80\u00a0% interval"))
+    return Table(table.title, tuple(kept), tuple(rows))
 
 
 def _table(table: Table, highlight: str = "", tight: bool = False) -> RenderableType:
-    """A table; ``tight`` breaks headings so that many columns fit."""
-    grid = RichTable(
-        box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, header_style="", show_edge=False, collapse_padding=tight
-    )
+    """A table, no number of which is ever cut; ``tight`` breaks headings so that many columns fit."""
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, header_style="", show_edge=False, collapse_padding=tight)
     for column in table.columns:
         numeric = bool(column.unit) or column.name == "interval"
         grid.add_column(
             column.label.replace(" ", "\n", 1) if tight else column.label,
             justify="right" if numeric else "left",
-            overflow="ellipsis" if tight else "fold",
-            no_wrap=tight and column.name != "variants",
+            overflow="fold",
+            no_wrap=numeric or column.name in _WHOLE,
             vertical="bottom",
         )
     for cells in table.shown():
         grid.add_row(*cells, style="bold" if highlight and cells[0] == highlight else None)
     return Group(Text(table.title, style="bold"), grid, Text(""))
-
-
-def _after(plan: Plan) -> RenderableType:
-    lines = []
-    if plan.crossover:
-        lines.append(
-            f"From batch {plan.crossover.batch:,} on, {plan.crossover.bound} rather than weights bound the step."
-        )
-    if plan.prefill.ttft_s is not None and plan.prefill.ideal_s is not None:
-        ideal, expected = format_seconds(plan.prefill.ideal_s), format_seconds(plan.prefill.ttft_s)
-        lines.append(f"Prefill of one prompt of {plan.workload.context:,} tokens: {expected} expected, {ideal} ideal.")
-    return notes([*lines, *plan.notes])
 
 
 def notes(lines: Iterable[str]) -> RenderableType:
@@ -206,17 +152,17 @@ def notes(lines: Iterable[str]) -> RenderableType:
 
 
 def show_comparison(comparison: Comparison, out: Console) -> None:
-    """Attention variants side by side."""
-    gpu, deployment, table = comparison.gpu, comparison.deployment, comparison_table(comparison)
-    on = f" on {gpu.count} × {gpu.name}, weights {deployment.weights}, KV {deployment.kv}"
+    """Attention variants side by side; a variant that is the model's own stands once."""
+    deployment, table = comparison.deployment, comparison_table(comparison)
+    on = f" on {words.devices(comparison.gpu)}, weights {deployment.weights}, KV {deployment.kv}"
     out.print(Text.assemble((comparison.model.name, "bold"), on))
     hidden = {"attention", "parameters", "fits", "decode_origin", "decode_step_low_s", "decode_step_high_s"}
-    if out.width < 100:
+    if out.width < 100 or any("," in v.variant for v in comparison.variants):
         hidden |= {"decode_ideal_step_s", "decode_bound"}
     kept = tuple(c for c in table.columns if c.name not in hidden)
-    rows = [
-        {**r, "variant": r["variant"] + (" as published" if r["attention"] == "published" else "")} for r in table.rows
-    ]
+    own, *others = table.rows
+    rows: list[Record] = [{**own, "variant": f"{own['variant']} as published"}]
+    rows += [row for row in others if {**row, "attention": "published"} != own]
     out.print(_table(Table(table.title, kept, tuple(rows)), tight=True))
     out.print(notes(comparison.notes))
 
@@ -228,10 +174,9 @@ def show_explanation(explanation: Explanation, out: Console) -> None:
     grid.add_column(overflow="fold")
     grid.add_row("formula", explanation.formula)
     grid.add_row("numbers", explanation.substituted)
-    exact = "" if explanation.result is None else f"{explanation.result:,} {explanation.unit}"
-    grid.add_row(
-        "result", Text(f"{explanation.shown}" + (f"  ({exact})" if exact != explanation.shown else ""), style="bold")
-    )
+    exact = explanation.shown if explanation.result is None else f"{explanation.result:,} {explanation.unit}"
+    shown = exact if exact == explanation.shown else f"{explanation.shown}  ({exact})"
+    grid.add_row("result", Text(shown, style="bold"))
     for index, source in enumerate(explanation.sources):
         grid.add_row("" if index else "sources", source)
     out.print(Text.assemble((explanation.quantity, "bold"), f": {explanation.meaning}"))
@@ -249,28 +194,25 @@ def show_catalogue(table: Table, out: Console) -> None:
 
 def show_sweep(table: Sweep, out: Console, rows: int = 20) -> None:
     """The first rows of a sweep and how many there are."""
-    hidden = {
-        "weight_bytes",
-        "kv_bytes_per_token",
-        "kv_pool_bytes_per_gpu",
-        "arithmetic_intensity_flop_per_byte",
-        "kv_bytes",
-    }
-    hidden |= {
-        "decode_origin",
-        "decode_step_low_s",
-        "decode_step_high_s",
-        "pipeline_parallel",
-        "engine",
-        "gpus",
+    names = {
+        "model",
+        "gpu",
+        "tensor_parallel",
+        "batch",
+        "context_tokens",
         "fits",
+        "decode_step_s",
+        "decode_tokens_per_s",
     }
-    if out.width < 110:
-        hidden |= {"weight_bytes_per_gpu", "max_context_tokens", "kv", "decode_ideal_step_s", "kv_bytes_per_sequence"}
-    columns = tuple(c for c in SWEEP_COLUMNS if c.name not in hidden)
-    out.print(_table(Table(f"{table.rows:,} rows", columns, tuple(table.head(rows))), tight=True))
-    if table.rows > rows:
-        out.print(notes([f"The first {rows} of {table.rows:,} rows; --csv FILE writes them all, with every column."]))
+    if out.width >= 100:
+        names |= {"weights", "max_batch", "decode_bound"}
+    if out.width >= 120:
+        names |= {"kv_bytes_per_sequence", "decode_ideal_step_s"}
+    columns = tuple(c for c in SWEEP_COLUMNS if c.name in names)
+    title = "1 row" if len(table) == 1 else f"{len(table):,} rows"
+    out.print(_table(Table(title, columns, tuple(table.head(rows))), tight=True))
+    if len(table) > rows:
+        out.print(notes([f"The first {rows} of {len(table):,} rows; --csv FILE writes them all, with every column."]))
 
 
 def show_model(model: ModelSpec, out: Console) -> None:

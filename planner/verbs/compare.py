@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
+from planner.axes import parse_names
 from planner.catalog import load_model
 from planner.gpu import GpuSpec
 from planner.model import ModelSpec
 from planner.result import DeploymentFacts, GpuFacts, ModelFacts, Plan, Result, Workload
 from planner.verbs.plan import Options, plan
 
-QUALITY = (
-    "Quality, MQA: Shazeer 2019 (arXiv:1911.02150, section 4) trained 6-layer WMT14 EN-DE models from scratch: dev BLEU "
-    "26.7 and ln(PPL) 1.424 with MHA (8 heads), 26.5 and 1.439 with MQA, at equal parameters.",
-    "Quality, GQA: Ainslie et al. 2023 (arXiv:2305.13245, table 1) uptrained T5-XXL with 5 % of its pre-training: average "
-    "over 7 tasks 47.2 with MHA, 47.1 with GQA-8, 46.6 with MQA; 1.51, 0.28 and 0.24 s per sample on TPU v4.",
-)
+QUALITY = {
+    "mqa": "Quality, MQA: Shazeer 2019 (arXiv:1911.02150, section 4) trained 6-layer WMT14 EN-DE models from scratch: "
+    "dev BLEU 26.7 and ln(PPL) 1.424 with MHA (8 heads), 26.5 and 1.439 with MQA, at equal parameters.",
+    "gqa": "Quality, GQA: Ainslie et al. 2023 (arXiv:2305.13245, table 1) uptrained T5-XXL with 5 % of its pre-training: "
+    "average over 7 tasks 47.2 with MHA, 47.1 with GQA-8, 46.6 with MQA; 1.51, 0.28 and 0.24 s per sample on TPU v4.",
+}
 """What papers measured of model quality with these variants; a what-if here is about memory and time only."""
 
 
@@ -67,7 +68,7 @@ class Comparison(Result):
 
 
 def compare(
-    model: str | Path | ModelSpec, gpu: str | GpuSpec, attention: Iterable[str] = ("mha", "gqa", "mqa"), *,
+    model: str | Path | ModelSpec, gpu: str | Path | GpuSpec, attention: Iterable[str] | str = ("mha", "gqa", "mqa"), *,
     batch: int | str = 1, context: int | str | None = None, **options: Unpack[Options],
 ) -> Comparison:  # fmt: skip
     """Compare attention variants of a model.
@@ -89,7 +90,8 @@ def compare(
     [('GQA-8', 8.0), ('MHA', 1.0), ('MQA', 64.0)]
     """
     spec = load_model(model)
-    names = list(dict.fromkeys(a.strip().lower() for a in attention))
+    wanted = parse_names(attention) if isinstance(attention, str) else list(attention)
+    names = list(dict.fromkeys(str(a).strip().lower() for a in wanted))
     published = plan(spec, gpu, batch=batch, context=context, **options)
     settled: Options = {
         **options,
@@ -102,13 +104,20 @@ def compare(
 
     plans = {"published": published, **{name: changed(name) for name in names}}
     heads = plans.get("mha") or changed("mha")
+    # What holds for one variant only, such as a head that is kept on every rank.
+    own = [
+        f"{', '.join(p.model.variants)}: {note}"
+        for name, p in plans.items()
+        for note in p.notes
+        if note not in published.notes and "ranks" in note
+    ]
     return Comparison(
         model=published.model,
         gpu=published.gpu,
         deployment=published.deployment,
         workload=published.workload,
         variants=tuple(_variant(name, p, heads, published) for name, p in plans.items()),
-        notes=(*published.notes, *QUALITY),
+        notes=(*published.notes, *own, *(note for kind, note in QUALITY.items() if any(kind in n for n in names))),
     )
 
 

@@ -62,13 +62,6 @@ class _Case:
     batch: int
     context: int
 
-    @property
-    def stage(self) -> int:
-        """The pipeline stage whose GPU is fullest, as in the plan's memory."""
-        local = ceil_div(self.batch, self.d.sharding.batch_ranks)
-        used = [local * c.nbytes(self.d.reserved_tokens(self.context)) for c in self.d.stage_curves]
-        return min(range(len(used)), key=lambda s: self.d.stage_pool_bytes[s] - used[s])
-
 
 @dataclass(frozen=True)
 class _Quantity:
@@ -86,7 +79,7 @@ def quantities() -> tuple[str, ...]:
 
 
 def explain(
-    model: str | Path | ModelSpec, gpu: str | GpuSpec, quantity: str, *, batch: int | str = 1,
+    model: str | Path | ModelSpec, gpu: str | Path | GpuSpec, quantity: str, *, batch: int | str = 1,
     context: int | str | None = None, attention: str | None = None, **options: Unpack[Options],
 ) -> Explanation:  # fmt: skip
     """Explain one figure of a plan.
@@ -107,9 +100,9 @@ def explain(
     >>> e.substituted, e.result
     ('80 * 8 * (128 + 128) * 2', 327680)
     """
-    name = quantity.strip().lower().rpartition(".")[2]
-    if name not in _QUANTITIES:
-        raise unknown_name("quantity", quantity, _QUANTITIES, f"use one of {', '.join(_QUANTITIES)}")
+    section, _, name = str(quantity).strip().lower().rpartition(".")
+    if name not in _QUANTITIES or section not in ("", "model", "gpu", "memory", "decode", "prefill"):
+        raise unknown_name("quantity", str(quantity), _QUANTITIES, "'kvplan explain --help' lists them all")
     spec = load_model(model)
     spec = spec.with_attention(attention) if attention is not None else spec
     tokens = check_context(spec, context)
@@ -125,7 +118,7 @@ def explain(
 
 def _show(value: float | int | None, unit: str) -> str:
     if value is None:
-        return "no limit"
+        return "unknown" if unit == "s" else "no limit"
     shown = {"B": format_bytes, "s": format_seconds, "parameters": format_count}.get(unit)
     return shown(value) if shown else f"{value:,.6g} {unit}" if isinstance(value, float) else f"{value:,} {unit}"
 
@@ -192,10 +185,29 @@ def _fixed(c: _Case) -> str:
 
 def _pool(c: _Case) -> str:
     d = c.d
+    stage = min(range(len(d.stages)), key=lambda s: d.stage_pool_bytes[s])
+    rest = f"{d.stage_weight_bytes[stage]} - {d.activation_bytes} - {d.overhead_bytes}"
     if d.kv_memory is not None:
-        return str(d.kv_memory)
-    rest = f"{d.stage_weight_bytes[c.stage]} - {d.activation_bytes} - {d.overhead_bytes}"
+        return f"max(0, min({d.kv_memory}, {d.gpu.usable_bytes} - {rest}))"
     return f"max(0, {d.budget_bytes} - {rest})"
+
+
+def _weights_per_gpu(c: _Case) -> str:
+    stage = max(range(len(c.d.stages)), key=lambda s: c.d.stage_weight_bytes[s])
+    return _weights(c.d, c.d.stages[stage].all_tensors(), c.d.tp)
+
+
+def _cache_per_gpu(c: _Case) -> str:
+    d = c.d
+    local = ceil_div(c.batch, d.sharding.batch_ranks)
+    return f"{local} * {max(curve.nbytes(d.reserved_tokens(c.context)) for curve in d.stage_curves)}"
+
+
+def _missing(c: _Case) -> str:
+    stage = c.d.fullest_stage(c.batch, c.context)
+    return f"max(0, {c.d.stage_cache_bytes(c.batch, c.context)[stage]} - {c.d.stage_pool_bytes[stage]})".replace(
+        "- -", "+ "
+    )
 
 
 def _activation(c: _Case) -> str:
@@ -243,19 +255,23 @@ def _pool_tokens(c: _Case) -> str:
 
 
 def _step(c: _Case, shares: Shares) -> str:
-    gpu = c.d.gpu
-    stages = [
-        _stage_step(operators, gpu, shares, times) for operators, times in decode_operators(c.d, c.batch, c.context)
-    ]
-    return _sum(stages)
+    stages = decode_operators(c.d, c.batch, c.context)
+    parts = min(c.batch, c.d.pp)
+    terms = [_stage_step(operators, c.d.gpu, shares) for operators, _ in stages]
+    through = _sum([_times(n, f"({t})") if n > 1 else t for t, (_, n) in zip(terms, stages, strict=True)])
+    if parts == 1 or len(c.d.stages) == 1:
+        return through
+    return f"max({through}, {parts} * max({', '.join([*terms, '0'])}))"
 
 
 def _ttft(c: _Case, shares: Shares) -> str:
-    stages = [_stage_step(ops, c.d.gpu, shares, times) for ops, times in prefill_operators(c.d, c.context)]
-    return _sum(stages)
+    if c.p.prefill.ttft_s is None:
+        return "None"
+    stages = prefill_operators(c.d, c.context)
+    return _sum([_times(n, f"({_stage_step(ops, c.d.gpu, shares)})") for ops, n in stages])
 
 
-def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares, times: int) -> str:
+def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares) -> str:
     """One stage as a sum over operators, like ones together in the way that `roofline.step_time` sums them."""
     bandwidth = gpu.bandwidth_bytes_per_s * shares.memory
     local, sent, launches = [], 0.0, 0.0
@@ -271,10 +287,8 @@ def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares, times: 
         launches += op.launches
     link = f"{sent:.6e} / {_share(shares.link, gpu.link_bytes_per_s)}" if sent and gpu.link_bytes_per_s else "0"
     if shares == IDEAL:
-        inside = f"max({_sum(local)}, {link})" if link != "0" else _sum(local)
-    else:
-        inside = _sum([*local, *([link] if link != "0" else []), f"{launches:g} * {shares.launch_s:g}"])
-    return inside if times == 1 else f"{times} * ({inside})"
+        return f"max({_sum(local)}, {link})" if link != "0" else _sum(local)
+    return _sum([*local, *([link] if link != "0" else []), f"{launches:g} * {shares.launch_s:g}"])
 
 
 def _share(share: float, peak: float | None) -> str:
@@ -340,7 +354,7 @@ _QUANTITIES: dict[str, _Quantity] = {
     "weight_bytes_per_gpu": _Quantity(
         "Weights on the fullest GPU.", "B",
         "sum over formats of parameters on the rank * bytes; heads, columns and vocabulary are dealt out, norms replicated",
-        lambda c: _weights(c.d, c.d.stages[c.stage].all_tensors(), c.d.tp), lambda p: p.memory.weight_bytes_per_gpu,
+        _weights_per_gpu, lambda p: p.memory.weight_bytes_per_gpu,
         lambda c: ("Tensor parallelism: Megatron-LM, arXiv:1909.08053, section 3", *_model_sources(c)),
     ),
     "kv_bytes_per_token": _Quantity(
@@ -382,6 +396,15 @@ _QUANTITIES: dict[str, _Quantity] = {
         "Tokens that the pools hold in sequences of the planned context, in whole blocks.", "tokens",
         "pool * context // cache of one sequence on the GPU, in blocks", _pool_tokens, lambda p: p.memory.kv_pool_tokens,
         _memory_sources,
+    ),
+    "kv_bytes_per_gpu": _Quantity(
+        "Cache of the planned batch on the fullest GPU, in the engine's blocks.", "B",
+        "sequences on the rank * cache of one of them", _cache_per_gpu, lambda p: p.memory.kv_bytes_per_gpu,
+        _cache_sources,
+    ),
+    "missing_bytes_per_gpu": _Quantity(
+        "What the fullest GPU lacks for the planned workload.", "B", "cache of the batch on the GPU - pool", _missing,
+        lambda p: p.memory.missing_bytes_per_gpu, _memory_sources,
     ),
     "max_batch": _Quantity(
         "Most sequences of the planned context that fit.", "sequences", "pool // cache of one sequence on the GPU",

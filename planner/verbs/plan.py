@@ -8,11 +8,11 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
-from planner.attention import UNBOUNDED, LatentAttention, bounded
+from planner.attention import HeadAttention, LatentAttention, bounded
 from planner.catalog import load_model, normalise
 from planner.deployment import MAX_BATCH, Deployment, deploy, parse_gpu
 from planner.errors import InputError
-from planner.evaluate import crossover, decode_times, prefill_times
+from planner.evaluate import crossover, decode_times, interval_s, prefill_times
 from planner.gpu import GpuSpec
 from planner.memory import weight_bytes
 from planner.model import ModelSpec
@@ -23,14 +23,16 @@ from planner.result import (
     DeploymentFacts,
     FrontierPoint,
     GpuFacts,
+    GpuMemory,
     MemoryPlan,
     ModelFacts,
     Plan,
     PrefillPlan,
+    StepParts,
     Workload,
 )
 from planner.roofline import BOUNDS
-from planner.tensors import Role, ceil_div
+from planner.tensors import Role
 from planner.units import format_tokens, parse_tokens
 
 DEFAULT_CONTEXT = 8192
@@ -39,6 +41,7 @@ DEFAULT_CONTEXT = 8192
 class Options(TypedDict, total=False):
     """Options that `plan` hands to `deployment.deploy`; see there."""
 
+    count: int | None
     tp: int | None
     pp: int | None
     weights: str | None
@@ -52,7 +55,7 @@ class Options(TypedDict, total=False):
 
 
 def plan(
-    model: str | Path | ModelSpec, gpu: str | GpuSpec, *, batch: int | str = 1, context: int | str | None = None,
+    model: str | Path | ModelSpec, gpu: str | Path | GpuSpec, *, batch: int | str = 1, context: int | str | None = None,
     attention: str | None = None, **options: Unpack[Options],
 ) -> Plan:  # fmt: skip
     """Plan a model on GPUs: memory, the largest batch and context that fit, and the decode step.
@@ -70,8 +73,8 @@ def plan(
     attention
         What if: ``mha``, ``gqa[:N]``, ``mqa`` or ``mla[:RANK]`` instead of the model's own attention.
     **options
-        ``tp``, ``pp``, ``weights``, ``kv``, ``engine``, ``memory_fraction``, ``kv_memory``, ``source``, ``kv_shard`` and
-        ``pad_heads``; see `planner.deployment.deploy`.
+        ``count``, ``tp``, ``pp``, ``weights``, ``kv``, ``engine``, ``memory_fraction``, ``kv_memory``, ``source``,
+        ``kv_shard`` and ``pad_heads``; see `planner.deployment.deploy`.
 
     Returns
     -------
@@ -160,39 +163,32 @@ def deployment_facts(deployment: Deployment) -> DeploymentFacts:
 
 
 def _memory(d: Deployment, batch: int, context: int) -> MemoryPlan:
-    local = ceil_div(batch, d.sharding.batch_ranks)
-    used = [local * c.nbytes(d.reserved_tokens(context)) for c in d.stage_curves]
-    tightest = min(range(len(used)), key=lambda s: d.stage_pool_bytes[s] - used[s])
-    max_batch = d.max_batch(context)
+    used, stage = d.stage_cache_bytes(batch, context), d.fullest_stage(batch, context)
     missing = d.missing_bytes(batch, context)
     return MemoryPlan(
         weight_bytes=weight_bytes(d.model.all_tensors(), d.precision.weights),
-        weight_bytes_per_gpu=d.stage_weight_bytes[tightest],
+        weight_bytes_per_gpu=max(d.stage_weight_bytes),
         kv_bytes_per_token=d.curve.growing,
         kv_bytes_per_token_saturated=d.curve.saturated,
         kv_bytes_per_sequence=d.curve.nbytes(context),
         state_bytes_per_sequence=d.curve.fixed,
-        kv_bytes_per_gpu=used[tightest],
-        kv_pool_bytes_per_gpu=max(d.stage_pool_bytes[tightest], 0),
-        kv_pool_tokens=_pool_tokens(d, context),
+        kv_bytes_per_gpu=max(used),
+        kv_pool_bytes_per_gpu=max(0, min(d.stage_pool_bytes)),
+        kv_pool_tokens=bounded(d.pool_tokens(context)),
         budget_bytes_per_gpu=d.budget_bytes,
         activation_bytes_per_gpu=d.activation_bytes,
         overhead_bytes_per_gpu=d.overhead_bytes,
         missing_bytes_per_gpu=missing,
+        fullest_gpu=GpuMemory(
+            stage=stage,
+            weight_bytes=d.stage_weight_bytes[stage],
+            kv_bytes=used[stage],
+            kv_pool_bytes=max(0, d.stage_pool_bytes[stage]),
+        ),
         fits=missing == 0,
-        max_batch=bounded(max_batch),
+        max_batch=bounded(d.max_batch(context)),
         max_context=bounded(d.max_context(batch)),
     )
-
-
-def _pool_tokens(d: Deployment, context: int) -> int | None:
-    """Tokens that the pools hold in sequences of this context, in whole blocks."""
-    tokens = UNBOUNDED
-    for pool, curve in zip(d.stage_pool_bytes, d.stage_curves, strict=True):
-        each = curve.nbytes(context)
-        if each:
-            tokens = min(tokens, d.sharding.batch_ranks * (max(pool, 0) * context // each))
-    return bounded(tokens) and tokens // d.engine.block_tokens * d.engine.block_tokens
 
 
 def _decode_table(d: Deployment, batch: int, context: int) -> tuple[DecodePlan, ...]:
@@ -203,9 +199,9 @@ def _decode_table(d: Deployment, batch: int, context: int) -> tuple[DecodePlan, 
         ladder = [ladder[round(i * (len(ladder) - 1) / 7)] for i in range(8)]
     batches = np.array(sorted({batch, *ladder, *([largest] if largest else [])}), dtype=np.int64)
     ideal, expected = decode_times(d, batches, context)
-    low, high = d.efficiency.interval
     shape = batches.shape
     steps, ideals = np.broadcast_to(expected.step_s, shape), np.broadcast_to(ideal.step_s, shape)
+    low, high = (np.asarray(bound) for bound in interval_s(d, steps, ideals))
     intensity = np.broadcast_to(expected.arithmetic_intensity, shape)
     parts = [np.broadcast_to(p, shape) for p in expected.parts]
     bound = np.broadcast_to(expected.bound, shape)
@@ -219,10 +215,10 @@ def _decode_table(d: Deployment, batch: int, context: int) -> tuple[DecodePlan, 
                 fits=b <= largest,
                 step_s=step,
                 ideal_step_s=float(ideals[i]),
-                interval_s=(step * low, step * high),
+                interval_s=(float(low[i]), float(high[i])),
                 origin=d.efficiency.origin,
                 bound=BOUNDS[int(bound[i])],
-                parts_s={name: float(part[i]) for name, part in zip(BOUNDS, parts, strict=True)},
+                parts_s=StepParts(**{name: float(part[i]) for name, part in zip(BOUNDS, parts, strict=True)}),
                 tokens_per_s=b / step,
                 tokens_per_s_per_sequence=1 / step,
                 arithmetic_intensity=float(intensity[i]),
@@ -231,11 +227,16 @@ def _decode_table(d: Deployment, batch: int, context: int) -> tuple[DecodePlan, 
     return tuple(rows)
 
 
-def _prefill(d: Deployment, tokens: int) -> PrefillPlan:
-    if d.gpu.compute_rate(d.precision.weights[Role.FFN]) is None:
-        return PrefillPlan(ttft_s=None, ideal_s=None)
-    ideal, expected = prefill_times(d, tokens)
-    return PrefillPlan(ttft_s=float(expected.step_s), ideal_s=float(ideal.step_s))
+def _prefill(d: Deployment, context: int) -> PrefillPlan:
+    tokens = d.source_tokens if d.model.encoder else context
+    known = d.gpu.compute_rate(d.precision.weights[Role.FFN]) is not None
+    ideal, expected = prefill_times(d, context)
+    return PrefillPlan(
+        tokens=tokens,
+        ttft_s=float(expected.step_s) if known else None,
+        ideal_s=float(ideal.step_s) if known else None,
+        origin=d.efficiency.origin,
+    )
 
 
 def _frontier(d: Deployment, context: int) -> Iterator[FrontierPoint]:
@@ -247,33 +248,40 @@ def _frontier(d: Deployment, context: int) -> Iterator[FrontierPoint]:
         yield FrontierPoint(context=tokens, max_batch=bounded(most))
 
 
-def _notes(d: Deployment, asked: str | GpuSpec) -> Iterator[str]:
+def _notes(d: Deployment, asked: str | Path | GpuSpec) -> Iterator[str]:
     """What a reader should know beside the numbers."""
     gpu, model, eff = d.gpu, d.model, d.efficiency
-    if isinstance(asked, str) and normalise(parse_gpu(asked)[1]) != normalise(gpu.id):
-        yield f"{parse_gpu(asked)[1]} is {gpu.name} ({gpu.id})."
+    name = parse_gpu(asked)[1] if isinstance(asked, str) else gpu.id
+    if normalise(name) != normalise(gpu.id):
+        yield f"{name} is {gpu.name} ({gpu.id})."
     yield from d.notes
     if gpu.memory.usable_gib is None:
         yield f"No driver report of {gpu.id}'s usable memory is known; the marketed {gpu.memory.nominal_gb:g} GB is used."
     rate = gpu.compute_rate(d.precision.weights[Role.FFN])
-    if rate is not None and rate[0] == "fp32" and d.precision.weights[Role.FFN].id != "fp32":
-        yield f"Only an fp32 peak of {gpu.id} is known; compute and prefill times use it and may be too long."
+    form = d.precision.weights[Role.FFN]
+    if rate is not None and rate[0] != form.compute[0]:
+        slow = ", which may make compute and prefill too long" if rate[0] == "fp32" else ""
+        yield f"No {form.compute[0]} rate of {gpu.id} is known: products with {form.id} weights run in {rate[0]}{slow}."
     if rate is None:
         yield f"No peak compute rate of {gpu.id} is known: decode time counts memory only, and there is no prefill time."
     if d.count > 1 and gpu.link_bytes_per_s is None:
         yield f"No link bandwidth of {gpu.id} is known: decode time leaves communication out."
     rows = [row for group in model.groups for row in group.attention]
-    fewest = min((getattr(row, "kv_heads", d.tp) for row in rows), default=d.tp)
-    if d.sharding.head_ranks > fewest:
-        yield f"{fewest} KV head(s) on {d.tp} ranks: each is kept {ceil_div(d.tp, fewest)} times."
-    if d.sharding.head_ranks > 1 and any(isinstance(row, LatentAttention) for row in rows):
-        yield f"MLA's latent cannot be split by heads: each of the {d.tp} ranks keeps all of it."
-    if d.tp > 1 and any((k := getattr(row, "kv_heads", 0)) % d.tp and d.tp % max(k, 1) for row in rows):
-        yield f"KV heads do not divide evenly over {d.tp} ranks; engines may refuse this degree."
+    ranks = d.sharding.head_ranks
+    for kv_heads in sorted({row.kv_heads for row in rows if isinstance(row, HeadAttention)}):
+        if kv_heads < ranks and ranks % kv_heads == 0:
+            yield f"{kv_heads} KV heads on {ranks} ranks: each is kept {ranks // kv_heads} times."
+        elif kv_heads % ranks:
+            yield f"{kv_heads} KV heads do not divide evenly over {ranks} ranks; engines may refuse this degree."
+    if ranks > 1 and any(isinstance(row, LatentAttention) for row in rows):
+        yield f"MLA's latent cannot be split by heads: each of the {ranks} ranks keeps all of it."
     low, high = eff.interval
+    held = (
+        f"held {eff.coverage:.0%} of {eff.held_out} measured steps" if eff.held_out else "is a guess: none was measured"
+    )
     yield (
-        f"Expected times are {eff.origin}, for {eff.name} devices: {eff.memory:.0%} of bandwidth and {eff.compute:.0%} of "
-        f"peak; 80 % of measurements lie within {low:.2f} to {high:.2f} times."
+        f"Expected times are {eff.origin}, for {eff.name} devices: {eff.memory:.0%} of bandwidth, {eff.compute:.0%} of "
+        f"peak. The interval, {low:g} to {high:g} times, {held}; prefill's error is unknown."
     )
     if model.note:
         yield model.note

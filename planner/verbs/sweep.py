@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from planner.attention import UNBOUNDED
+from planner.axes import parse_axis, parse_names
 from planner.catalog import load_gpu, load_model
 from planner.columns import SWEEP_COLUMNS
-from planner.deployment import Deployment, deploy, parse_gpu
+from planner.deployment import MAX_BATCH, MAX_GPUS, Deployment, deploy, parse_gpu
 from planner.errors import InputError
-from planner.evaluate import Evaluation, evaluate
+from planner.evaluate import Evaluation, evaluate, interval_s
 from planner.files import writing
 from planner.gpu import GpuSpec
 from planner.memory import weight_bytes
 from planner.model import ModelSpec
 from planner.roofline import BOUNDS
-from planner.verbs.plan import check_batch, check_context
+from planner.units import MAX_TOKENS, parse_tokens
+from planner.verbs.plan import check_context
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 10**9
 CHUNK_ROWS = 2**16
+
+T = TypeVar("T")
+Many: TypeAlias = T | Iterable[T]
+"""One value or several."""
 
 Chunk = dict[str, Any]
 """A deployment's constants and, for each varying column, an array with one element a row."""
@@ -62,8 +67,7 @@ class Sweep:
     contexts: tuple[IntArray, ...]
     skipped: tuple[str, ...]
 
-    @cached_property
-    def rows(self) -> int:
+    def __len__(self) -> int:
         """Number of rows."""
         return sum(len(self.batches) * len(c) for c in self.contexts)
 
@@ -76,12 +80,13 @@ class Sweep:
                 yield _chunk(deployment, batches[:, None], contexts[None, :])
 
     def to_pandas(self) -> pd.DataFrame:
-        """The whole table as a pandas DataFrame."""
+        """The whole table as a pandas DataFrame; a limit that memory does not set is missing."""
         import pandas as pd
 
-        frames = [pd.DataFrame(chunk) for chunk in self.chunks()]
         names = [c.name for c in SWEEP_COLUMNS]
-        return pd.concat(frames, ignore_index=True)[names] if frames else pd.DataFrame(columns=names)
+        frame = pd.concat([pd.DataFrame(chunk) for chunk in self.chunks()], ignore_index=True)[names]
+        limits = {name: "Int64" for name in ("max_batch", "max_context_tokens") if frame[name].dtype == object}
+        return frame.astype(limits)
 
     def write_csv(self, stream: IO[str], progress: Callable[[int], object] = lambda rows: None) -> None:
         """Write the table as CSV, a chunk at a time; ``progress`` is told the rows of each."""
@@ -124,25 +129,27 @@ class Sweep:
 
 
 def sweep(
-    models: Sequence[str | ModelSpec] | str, gpus: Sequence[str | GpuSpec] | str, *,
-    tp: Iterable[int | None] = (None,), pp: Iterable[int | None] = (None,), weights: Iterable[str | None] = (None,),
-    kv: Iterable[str | None] = (None,), batch: Iterable[int] = (1,), context: Iterable[int] | None = None,
+    models: Many[str | Path | ModelSpec], gpus: Many[str | Path | GpuSpec], *,
+    tp: Many[int] | str | None = None, pp: Many[int] | str | None = None, weights: Many[str | None] = None,
+    kv: Many[str | None] = None, batch: Many[int | str] = 1, context: Many[int | str] | None = None,
     engine: str = "vllm", memory_fraction: float | str | None = None,
 ) -> Sweep:  # fmt: skip
-    """Every combination of the axes given.
+    """Every combination of the axes given; each is one value, several, or text as on the command line.
 
     Parameters
     ----------
     models, gpus
         Names or specs; a GPU may carry a count, ``"4xh100"``.
     tp, pp
-        Degrees. A degree that does not divide a model's heads is skipped for that model and named in ``skipped``.
+        Degrees. A degree that does not divide a model's heads is skipped for that model and named in ``skipped``. Without
+        any, each deployment has the smallest that leaves room for one sequence of its longest context.
     weights, kv
         Formats; ``None`` is the checkpoint's own and 16 bit.
     batch
-        Sequences decoded together.
+        Sequences decoded together: ``range(1, 513)`` or ``"1:512"``.
     context
-        Tokens that each holds; those above a model's limit are skipped for it. By default 8,192 or the model's limit.
+        Tokens that each holds, ``"1k:128k:x2"``; those above a model's limit are skipped for it. By default 8,192 or the
+        model's limit.
 
     Returns
     -------
@@ -155,60 +162,72 @@ def sweep(
         If a name is unknown, a number impossible, or nothing is left to sweep.
 
     >>> table = sweep(["llama3-70b"], ["h100"], tp=[4, 8], batch=range(1, 513), context=[8192])
-    >>> table.rows, len(table.deployments)
+    >>> len(table), len(table.deployments)
     (1024, 2)
     """
-    specs = [load_model(m) for m in ([models] if isinstance(models, str) else models)]
-    devices = [_device(g) for g in ([gpus] if isinstance(gpus, str) else gpus)]
-    batches = np.unique(np.array([check_batch(b) for b in batch], dtype=np.int64))
-    wanted = None if context is None else sorted(set(context))
+    specs = [load_model(m) for m in _several(models)]
+    devices = [_device(g) for g in _several(gpus)]
+    degrees: list[list[Any]] = [_numbers(axis, what, MAX_GPUS) or [None] for axis, what in ((tp, "--tp"), (pp, "--pp"))]
+    formats = [_several(axis) or [None] for axis in (weights, kv)]
+    batches = np.unique(np.array(_numbers(batch, "batch", MAX_BATCH), dtype=np.int64))
+    if not batches.size or not specs or not devices:
+        raise InputError("nothing to sweep: give at least one model, one GPU and one batch")
+    wanted = None if context is None else sorted(set(_numbers(context, "context", MAX_TOKENS)))
     found: list[Deployment] = []
     contexts: list[IntArray] = []
     skipped: list[str] = []
-    axes = itertools.product(specs, devices, list(tp), list(pp), list(weights), list(kv))
-    for model, (gpu, name), tp_, pp_, weights_, kv_ in axes:
+    for model, gpu, tp_, pp_, weights_, kv_ in itertools.product(specs, devices, *degrees, *formats):
         tokens = _contexts(model, wanted, skipped)
         if not tokens.size:
             continue
         try:
-            found.append(
-                deploy(
-                    model,
-                    gpu,
-                    context=int(tokens[-1]),
-                    tp=tp_,
-                    pp=pp_,
-                    weights=weights_,
-                    kv=kv_,
-                    engine=engine,
-                    memory_fraction=memory_fraction,
-                )
-            )
+            d = deploy(
+                model, gpu, context=int(tokens[-1]), tp=tp_, pp=pp_, weights=weights_, kv=kv_, engine=engine,
+                memory_fraction=memory_fraction,
+            )  # fmt: skip
         except InputError as error:
-            skipped.append(f"{model.id} on {name}: {error}")
-        else:
-            contexts.append(tokens)
-    if not found or not batches.size:
-        raise InputError("nothing to sweep: " + (skipped[0] if skipped else "give at least one of each axis"))
+            skipped.append(f"{model.id} on {getattr(gpu, 'id', gpu)}: {error}")
+            continue
+        if d.curve.nbytes(int(tokens[-1])) * int(batches[-1]) >= 2**62:
+            raise InputError(f"{model.id}: {batches[-1]:,} sequences of {tokens[-1]:,} tokens are beyond counting")
+        found.append(d)
+        contexts.append(tokens)
+    if not found:
+        raise InputError("nothing to sweep: " + (skipped[0] if skipped else "give at least one context"))
     table = Sweep(tuple(found), batches, tuple(contexts), tuple(dict.fromkeys(skipped)))
-    if table.rows > MAX_ROWS:
-        raise InputError(f"{table.rows:,} rows are more than {MAX_ROWS:,}; give a larger step, such as 1:512:8")
+    if len(table) > MAX_ROWS:
+        raise InputError(f"{len(table):,} rows are more than {MAX_ROWS:,}; give a larger step, such as 1:512:8")
     return table
 
 
-def _device(gpu: str | GpuSpec) -> tuple[str | GpuSpec, str]:
+def _several(values: Any) -> list[Any]:
+    """An axis as a list: one value, several, or names separated by commas."""
+    if values is None:
+        return []
+    if isinstance(values, str):
+        return list(parse_names(values))
+    if isinstance(values, (Path, ModelSpec, GpuSpec, bytes)) or not isinstance(values, Iterable):
+        return [values]
+    return list(values)
+
+
+def _numbers(values: Any, what: str, most: int) -> list[int]:
+    """An axis of whole numbers."""
+    if isinstance(values, str):
+        return [parse_tokens(n, what, most) for n in parse_axis(values, what)]
+    return [parse_tokens(n, what, most) for n in _several(values) if n is not None]
+
+
+def _device(gpu: str | Path | GpuSpec) -> str | Path | GpuSpec:
     """Check the name now, so that a bad one fails before a long sweep starts."""
-    if isinstance(gpu, GpuSpec):
-        return gpu, gpu.id
-    load_gpu(parse_gpu(gpu)[1])
-    return gpu, gpu
+    load_gpu(parse_gpu(gpu)[1] if isinstance(gpu, str) else gpu)
+    return gpu
 
 
 def _contexts(model: ModelSpec, wanted: list[int] | None, skipped: list[str]) -> IntArray:
+    """Contexts within the model's limit."""
     if wanted is None:
         return np.array([check_context(model, None)], dtype=np.int64)
-    for tokens in wanted[:1]:
-        check_context(model.model_copy(update={"context_limit": 2**40}), tokens)
     within = [c for c in wanted if c <= model.context_limit]
     if len(within) < len(wanted):
         skipped.append(f"{model.id}: contexts above its limit of {model.context_limit:,} tokens")
@@ -246,7 +265,7 @@ def _constants(d: Deployment) -> Chunk:
 
 def _varying(d: Deployment, found: Evaluation, batch: IntArray, context: IntArray) -> Chunk:
     step = found.expected.step_s
-    low, high = d.efficiency.interval
+    low, high = interval_s(d, step, found.ideal.step_s)
     return {
         "batch": batch,
         "context_tokens": context,
@@ -257,17 +276,20 @@ def _varying(d: Deployment, found: Evaluation, batch: IntArray, context: IntArra
         "max_context_tokens": _limit(found.max_context),
         "decode_ideal_step_s": found.ideal.step_s,
         "decode_step_s": step,
-        "decode_step_low_s": step * low,
-        "decode_step_high_s": step * high,
+        "decode_step_low_s": low,
+        "decode_step_high_s": high,
         "decode_bound": np.array(BOUNDS)[found.expected.bound],
         "decode_tokens_per_s": batch / step,
         "arithmetic_intensity_flop_per_byte": found.expected.arithmetic_intensity,
     }
 
 
-def _limit(values: IntArray) -> IntArray:
-    """-1 where memory sets no limit, so that the column stays whole numbers."""
-    limited: IntArray = np.where(values >= UNBOUNDED, -1, values)
+def _limit(values: IntArray) -> Any:
+    """Whole numbers, or ``None`` where memory sets no limit."""
+    if not np.any(values >= UNBOUNDED):
+        return values
+    limited = values.astype(object)
+    limited[values >= UNBOUNDED] = None
     return limited
 
 
@@ -287,6 +309,6 @@ def csv_lines(chunk: Chunk) -> Iterator[str]:
             pattern.append(str(value).replace("%", "%%"))
             continue
         pattern.append({"i": "%d", "f": "%.9g"}.get(value.dtype.kind, "%s"))
-        arrays.append(value.tolist())
+        arrays.append(["" if v is None else v for v in value.tolist()] if value.dtype == object else value.tolist())
     line = ",".join(pattern) + "\n"
     return (line % row for row in zip(*arrays, strict=True))
