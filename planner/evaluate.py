@@ -138,7 +138,8 @@ def crossover(deployment: Deployment, context: int) -> tuple[int, str] | None:
     """
     grid = _OCTAVES
     while True:
-        bound = np.broadcast_to(decode_times(deployment, grid, context)[1].bound, grid.shape)
+        stages = _times(deployment, decode_operators(deployment, grid, context), deployment.efficiency.shares)
+        bound = np.broadcast_to(add_stages(stages, np.minimum(grid, deployment.pp)).bound, grid.shape)
         weights = np.flatnonzero(bound == 0)
         after = np.flatnonzero(bound[weights[0] :]) + weights[0] if weights.size else weights
         if not after.size:
@@ -146,7 +147,7 @@ def crossover(deployment: Deployment, context: int) -> tuple[int, str] | None:
         low, high = int(grid[after[0] - 1]), int(grid[after[0]])
         if high - low == 1:
             return high, BOUNDS[int(bound[after[0]])]
-        grid = np.append(np.arange(low, high, max(1, (high - low) // 64)), high)
+        grid = np.append(np.arange(low, high, max(1, (high - low) // 512)), high)
 
 
 _OCTAVES = 2 ** np.arange(17)

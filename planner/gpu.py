@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, Field, model_validator
 
-from planner.precision import Format, compute_rate
+from planner.precision import compute_rate
 from planner.row import Count, Positive, Row, Source, Text
 from planner.units import GIB
 
@@ -110,6 +110,12 @@ class GpuSpec(Row):
         """Bandwidth out of one device, one direction [B/s]."""
         return self.link.gb_per_s * 1e9 if self.link.gb_per_s is not None else None
 
-    def compute_rate(self, weights: Format) -> tuple[str, float] | None:
-        """Format that products with such weights are fastest in, with its peak [FLOP/s]; ``None`` where none is known."""
-        return compute_rate(weights.compute, self.peaks)
+    def compute_rate(self, compute: tuple[str, ...]) -> tuple[str, float] | None:
+        """Format of a chain (`Format.compute`) that products are fastest in, with its peak [FLOP/s]; ``None`` if unknown."""
+        if compute not in self._fastest:
+            self._fastest[compute] = compute_rate(compute, self.peaks)
+        return self._fastest[compute]
+
+    @cached_property
+    def _fastest(self) -> dict[tuple[str, ...], tuple[str, float] | None]:
+        return {}

@@ -19,7 +19,7 @@ class Result:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts(Result):
     """The model that was planned. ``variants`` names its attention; ``context_limit`` is in tokens."""
 
@@ -33,7 +33,7 @@ class ModelFacts(Result):
     source: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class GpuFacts(Result):
     """The device that was planned for, with the datasheet's facts."""
 
@@ -48,7 +48,7 @@ class GpuFacts(Result):
     source: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DeploymentFacts(Result):
     """How the model is cut, in which formats, under which engine."""
 
@@ -62,7 +62,7 @@ class DeploymentFacts(Result):
     kv_shard: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Workload(Result):
     """Sequences decoded together, tokens each holds, and tokens of the source for encoder-decoders."""
 
@@ -71,7 +71,7 @@ class Workload(Result):
     source: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class GpuMemory(Result):
     """Memory of one GPU of the fullest pipeline stage: the one with least to spare for the planned workload [B]."""
 
@@ -81,7 +81,7 @@ class GpuMemory(Result):
     kv_pool_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryPlan(Result):
     """Bytes. ``kv_bytes_per_token`` and ``_per_sequence`` are of the whole model, unsharded.
 
@@ -129,7 +129,7 @@ class MemoryPlan(Result):
     max_context: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StepParts(Result):
     """What the expected step goes to [s]."""
 
@@ -140,7 +140,7 @@ class StepParts(Result):
     launch: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DecodePlan(Result):
     """One decode step: every sequence of the batch gets one more token.
 
@@ -176,7 +176,7 @@ class DecodePlan(Result):
     arithmetic_intensity: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Crossover(Result):
     """The batch at which weights stop being the bound of a step, and what is the bound there."""
 
@@ -184,7 +184,7 @@ class Crossover(Result):
     bound: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PrefillPlan(Result):
     """One prompt on idle devices; ``None`` where no peak is known [s].
 
@@ -204,7 +204,7 @@ class PrefillPlan(Result):
     origin: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FrontierPoint(Result):
     """Largest batch that fits at a context; ``None`` where memory sets no limit."""
 
@@ -212,7 +212,7 @@ class FrontierPoint(Result):
     max_batch: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Remedy(Result):
     """A change that makes the workload fit, found by planning it."""
 
@@ -222,7 +222,7 @@ class Remedy(Result):
     step_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan(Result):
     """Everything `plan` answers."""
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.gpu import GpuSpec
-from planner.precision import compute_rate
 from planner.work import Operator
 
 if TYPE_CHECKING:
@@ -97,22 +96,33 @@ def step_time(operators: Iterable[Operator], gpu: GpuSpec, shares: Shares) -> St
     flops: Numbers = 0.0
     nbytes: Numbers = 0.0
     for op in operators:
-        rate = compute_rate(op.compute, gpu.peaks)
-        moved = op.weight_bytes + op.cache_bytes
+        launches += op.launches
+        if not _nothing(op.sent_bytes):
+            sent = sent + op.sent_bytes / link
+        rate = gpu.compute_rate(op.compute)
+        moved = op.weight_bytes if _nothing(op.cache_bytes) else op.weight_bytes + op.cache_bytes
+        if _nothing(moved) and _nothing(op.flops):
+            continue
         memory_s = moved / bandwidth
         compute_s = op.flops / (rate[1] * shares.compute) if rate else 0.0
         streams = memory_s >= compute_s
-        weights = weights + streams * (op.weight_bytes / bandwidth)
-        cache = cache + streams * (op.cache_bytes / bandwidth)
+        if _nothing(op.cache_bytes):
+            weights = weights + streams * memory_s
+        else:
+            weights = weights + streams * (op.weight_bytes / bandwidth)
+            cache = cache + streams * (op.cache_bytes / bandwidth)
         compute = compute + (compute_s > memory_s) * compute_s
-        sent = sent + op.sent_bytes / link
-        launches += op.launches
         flops = flops + op.flops
         nbytes = nbytes + moved
     floor = launches * shares.launch_s
     local = weights + cache + compute + floor
     step = np.maximum(local, sent) if shares == IDEAL else local + sent
     return StepTime(step, (weights, cache, compute, sent, floor), flops, nbytes)
+
+
+def _nothing(amount: Numbers) -> bool:
+    """Whether an operator has none of something, which most have of most; a plain zero, never an array."""
+    return isinstance(amount, float) and amount == 0.0
 
 
 def add_stages(times: Sequence[tuple[StepTime, int]], parts: Numbers = 1) -> StepTime:

@@ -23,7 +23,7 @@ QUALITY = {
 """What papers measured of model quality with these variants; a what-if here is about memory and time only."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Variant(Result):
     """One attention variant of the model.
 
@@ -55,7 +55,7 @@ class Variant(Result):
     decode_bound: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison(Result):
     """Everything `compare` answers; the first of ``variants`` is the model as published."""
 

@@ -144,7 +144,7 @@ def _model_facts(model: ModelSpec) -> ModelFacts:
 
 def _gpu_facts(deployment: Deployment) -> GpuFacts:
     gpu = deployment.gpu
-    rate = gpu.compute_rate(deployment.precision.weights[Role.FFN])
+    rate = gpu.compute_rate(deployment.precision.weights[Role.FFN].compute)
     return GpuFacts(
         id=gpu.id, name=gpu.name, count=deployment.count, usable_bytes=gpu.usable_bytes,
         bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s, peak_flop_per_s=rate[1] if rate else None,
@@ -229,7 +229,7 @@ def _decode_table(d: Deployment, batch: int, context: int) -> tuple[DecodePlan, 
 
 def _prefill(d: Deployment, context: int) -> PrefillPlan:
     tokens = d.source_tokens if d.model.encoder else context
-    known = d.gpu.compute_rate(d.precision.weights[Role.FFN]) is not None
+    known = d.gpu.compute_rate(d.precision.weights[Role.FFN].compute) is not None
     ideal, expected = prefill_times(d, context)
     return PrefillPlan(
         tokens=tokens,
@@ -257,7 +257,7 @@ def _notes(d: Deployment, asked: str | Path | GpuSpec) -> Iterator[str]:
     yield from d.notes
     if gpu.memory.usable_gib is None:
         yield f"No driver report of {gpu.id}'s usable memory is known; the marketed {gpu.memory.nominal_gb:g} GB is used."
-    rate = gpu.compute_rate(d.precision.weights[Role.FFN])
+    rate = gpu.compute_rate(d.precision.weights[Role.FFN].compute)
     form = d.precision.weights[Role.FFN]
     if rate is not None and rate[0] != form.compute[0]:
         slow = ", which may make compute and prefill too long" if rate[0] == "fp32" else ""

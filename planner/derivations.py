@@ -1,0 +1,367 @@
+"""Derivations: every figure that `explain` explains, with its formula, the numbers put in, and its sources.
+
+A figure is a row: what it means, its unit, its formula in symbols, a function that writes the formula with this plan's
+numbers, and where the formula and the numbers come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.attention import UNBOUNDED, AttentionRow
+from planner.deployment import Deployment
+from planner.evaluate import decode_operators, prefill_operators
+from planner.gpu import GpuSpec
+from planner.memory import widest_intermediate
+from planner.result import Plan
+from planner.roofline import IDEAL, Shares
+from planner.tensors import Tensor, ceil_div
+from planner.work import Operator
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an explanation is made from."""
+
+    d: Deployment
+    p: Plan
+    batch: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One figure: how it is written out with numbers, and where the plan has it."""
+
+    meaning: str
+    unit: str
+    formula: str
+    substitute: Callable[[Case], str]
+    result: Callable[[Plan], float | int | None]
+    sources: Callable[[Case], tuple[str, ...]]
+
+
+# -- substitutions -----------------------------------------------------------------------------------------------------
+
+
+def _times(count: int, term: str) -> str:
+    return term if count == 1 else f"{count} * {term}"
+
+
+def _sum(terms: list[str]) -> str:
+    return " + ".join(terms) or "0"
+
+
+def _tensor_sum(tensors: list[tuple[Tensor, int]], active: bool = False) -> str:
+    terms = []
+    for t, count in tensors:
+        copies = count * (t.used if active else t.copies)
+        terms.append(_times(copies, f"{t.units} * {t.unit_size}" if t.units > 1 else str(t.unit_size)))
+    return _sum(terms)
+
+
+def _weights(d: Deployment, tensors: list[tuple[Tensor, int]], tp: int) -> str:
+    """Parameters by format, times bytes of each."""
+    by_format: dict[str, int] = {}
+    for t, count in tensors:
+        form = d.precision.weights[t.role]
+        by_format[form.id] = by_format.get(form.id, 0) + count * t.per_rank(tp)
+    bits = {f.id: f.bits for f in d.precision.weights.values()}
+    return _sum([f"{n} * {bits[f] / 8}" for f, n in by_format.items()])
+
+
+def _rate(row: AttentionRow, count: int, d: Deployment) -> str:
+    size = d.precision.kv.bits / 8
+    return _times(count, f"{row.cache_elements_formula} * {size}")
+
+
+def _rows(c: Case) -> list[tuple[AttentionRow, int]]:
+    return [(row, group.count) for group in c.d.model.groups for row in group.attention]
+
+
+def _per_token(c: Case, saturated: bool) -> str:
+    rows = [(r, n) for r, n in _rows(c) if not r.attends_source and not (saturated and r.window)]
+    return _sum([_rate(row, count, c.d) for row, count in rows])
+
+
+def _per_sequence(c: Case) -> str:
+    terms = []
+    for row, count in _rows(c):
+        kept = str(c.d.source_tokens) if row.attends_source else str(c.context)
+        kept = f"min({kept}, {row.window})" if row.window and not row.attends_source else kept
+        terms.append(f"{_rate(row, count, c.d)} * {kept}")
+    return _sum(terms)
+
+
+def _fixed(c: Case) -> str:
+    return _sum([f"{_rate(r, n, c.d)} * {c.d.source_tokens}" for r, n in _rows(c) if r.attends_source])
+
+
+def _pool(c: Case) -> str:
+    d = c.d
+    stage = min(range(len(d.stages)), key=lambda s: d.stage_pool_bytes[s])
+    rest = f"{d.stage_weight_bytes[stage]} - {d.activation_bytes} - {d.overhead_bytes}"
+    if d.kv_memory is not None:
+        return f"max(0, min({d.kv_memory}, {d.gpu.usable_bytes} - {rest}))"
+    return f"max(0, {d.budget_bytes} - {rest})"
+
+
+def _weights_per_gpu(c: Case) -> str:
+    stage = max(range(len(c.d.stages)), key=lambda s: c.d.stage_weight_bytes[s])
+    return _weights(c.d, c.d.stages[stage].all_tensors(), c.d.tp)
+
+
+def _cache_per_gpu(c: Case) -> str:
+    d = c.d
+    local = ceil_div(c.batch, d.sharding.batch_ranks)
+    return f"{local} * {max(curve.nbytes(d.reserved_tokens(c.context)) for curve in d.stage_curves)}"
+
+
+def _missing(c: Case) -> str:
+    stage = c.d.fullest_stage(c.batch, c.context)
+    return f"max(0, {c.d.stage_cache_bytes(c.batch, c.context)[stage]} - {c.d.stage_pool_bytes[stage]})".replace(
+        "- -", "+ "
+    )
+
+
+def _activation(c: Case) -> str:
+    run, model = c.d.engine.profile_of(c.d.gpu), c.d.model
+    layers = f"{run.tokens} * (2 * {model.hidden} + {widest_intermediate(model, c.d.tp)}) * 2"
+    return f"max({layers}, {c.d.engine.sampler_bytes} * {run.sequences} * {model.vocab})"
+
+
+def _max_batch(c: Case) -> str:
+    d = c.d
+    reserved = d.reserved_tokens(c.context)
+    terms = [
+        f"{d.sharding.batch_ranks} * ({max(pool, 0)} // {max(curve.nbytes(reserved), 1)})"
+        for pool, curve in dict.fromkeys(zip(d.stage_pool_bytes, d.stage_curves, strict=True))
+    ]
+    return terms[0].removeprefix("1 * ") if len(terms) == 1 else f"min({', '.join(terms)})"
+
+
+def _max_context(c: Case) -> str:
+    d = c.d
+    local = ceil_div(c.batch, d.sharding.batch_ranks)
+    answers = {}
+    for pool, curve in zip(d.stage_pool_bytes, d.stage_curves, strict=True):
+        share = max(pool, 0) // local
+        answers[curve.longest(share)] = (share, curve)
+    longest = min(answers)
+    if longest >= UNBOUNDED:
+        return "None"
+    share, curve = answers[longest]
+    # The line of the curve that the answer lies on: windows shorter than it are full, the others still fill.
+    full = sum(rate * kept for rate, kept in curve.terms if kept <= longest) + curve.fixed
+    slope = sum(rate for rate, kept in curve.terms if kept > longest)
+    block = d.engine.block_tokens
+    inside = f"({share} - {full}) // {slope}" if full else f"{share} // {slope}"
+    return f"{inside} // {block} * {block}" if block > 1 else f"max(0, {inside})"
+
+
+def _pool_tokens(c: Case) -> str:
+    d, terms = c.d, []
+    for pool, curve in dict.fromkeys(zip(d.stage_pool_bytes, d.stage_curves, strict=True)):
+        terms.append(f"{d.sharding.batch_ranks} * ({max(pool, 0)} * {c.context} // {max(curve.nbytes(c.context), 1)})")
+    block = d.engine.block_tokens
+    inside = terms[0] if len(terms) == 1 else f"min({', '.join(terms)})"
+    return f"{inside} // {block} * {block}"
+
+
+def _step(c: Case, shares: Shares) -> str:
+    stages = decode_operators(c.d, c.batch, c.context)
+    parts = min(c.batch, c.d.pp)
+    terms = [_stage_step(operators, c.d.gpu, shares) for operators, _ in stages]
+    through = _sum([_times(n, f"({t})") if n > 1 else t for t, (_, n) in zip(terms, stages, strict=True)])
+    if parts == 1 or len(c.d.stages) == 1:
+        return through
+    return f"max({through}, {parts} * max({', '.join([*terms, '0'])}))"
+
+
+def _ttft(c: Case, shares: Shares) -> str:
+    if c.p.prefill.ttft_s is None:
+        return "None"
+    stages = prefill_operators(c.d, c.context)
+    return _sum([_times(n, f"({_stage_step(ops, c.d.gpu, shares)})") for ops, n in stages])
+
+
+def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares) -> str:
+    """One stage as a sum over operators, like ones together in the way that `roofline.step_time` sums them."""
+    bandwidth = gpu.bandwidth_bytes_per_s * shares.memory
+    local, sent, launches = [], 0.0, 0.0
+    for op in operators:
+        moved, rate = float(op.weight_bytes + op.cache_bytes), gpu.compute_rate(op.compute)
+        memory_s = moved / bandwidth
+        compute_s = float(op.flops) / (rate[1] * shares.compute) if rate else 0.0
+        if memory_s >= compute_s and moved:
+            local.append(f"{moved:.6e} / {_share(shares.memory, gpu.bandwidth_bytes_per_s)}")
+        elif rate and compute_s:
+            local.append(f"{float(op.flops):.6e} / {_share(shares.compute, rate[1])}")
+        sent += float(op.sent_bytes)
+        launches += op.launches
+    link = f"{sent:.6e} / {_share(shares.link, gpu.link_bytes_per_s)}" if sent and gpu.link_bytes_per_s else "0"
+    if shares == IDEAL:
+        return f"max({_sum(local)}, {link})" if link != "0" else _sum(local)
+    return _sum([*local, *([link] if link != "0" else []), f"{launches:g} * {shares.launch_s:g}"])
+
+
+def _share(share: float, peak: float | None) -> str:
+    return f"{peak:.6e}" if share == 1 else f"({share:g} * {peak:.6e})"
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+def _model_sources(c: Case) -> tuple[str, ...]:
+    return tuple(map(str, c.d.model.source))
+
+
+def _cache_sources(c: Case) -> tuple[str, ...]:
+    latent = any(row.variant == "MLA" for row, _ in _rows(c))
+    formula = (
+        "MLA caches the latent and the rotary key: DeepSeek-V2, arXiv:2405.04434, section 2.1"
+        if latent
+        else "Keys and values of each KV head: Shazeer 2019, arXiv:1911.02150; Ainslie et al. 2023, arXiv:2305.13245"
+    )
+    return (formula, *_model_sources(c))
+
+
+def _budget_sources(c: Case) -> tuple[str, ...]:
+    return (*map(str, c.d.engine.source), *map(str, c.d.gpu.source))
+
+
+def _memory_sources(c: Case) -> tuple[str, ...]:
+    return (*_budget_sources(c), *_cache_sources(c))
+
+
+def _time_sources(c: Case) -> tuple[str, ...]:
+    roofline = "Roofline: Williams, Waterman and Patterson 2009, CACM 52(4), doi:10.1145/1498765.1498785"
+    return (roofline, *map(str, c.d.gpu.source), *_model_sources(c))
+
+
+def _expected_sources(c: Case) -> tuple[str, ...]:
+    eff = c.d.efficiency
+    return (f"Efficiency ({eff.origin}, {eff.name}): {eff.basis}", *map(str, eff.source), *_time_sources(c))
+
+
+_CACHE = "sum over attention rows of layers * kv_heads * (key width + value width) * bytes per element"
+_STEP = (
+    "sum over operators of max(bytes / (memory * bandwidth), flops / (compute * peak)) + sent / (link * link bandwidth) "
+    "+ launches * launch_s"
+)
+
+QUANTITIES: dict[str, Quantity] = {
+    "parameters": Quantity(
+        "All parameters of the model.", "parameters", "sum over tensors of count * slices * parameters per slice",
+        lambda c: _tensor_sum(list(c.d.model.all_tensors())), lambda p: p.model.parameters, _model_sources,
+    ),
+    "active_parameters": Quantity(
+        "Parameters that one token uses: all but the experts it is not routed to.", "parameters",
+        "sum over tensors of count * slices * parameters per slice, with top_k experts instead of all",
+        lambda c: _tensor_sum(list(c.d.model.all_tensors()), active=True), lambda p: p.model.active_parameters,
+        _model_sources,
+    ),
+    "weight_bytes": Quantity(
+        "Weights of the whole model.", "B", "sum over formats of parameters * bytes per parameter",
+        lambda c: _weights(c.d, list(c.d.model.all_tensors()), 1), lambda p: p.memory.weight_bytes, _model_sources,
+    ),
+    "weight_bytes_per_gpu": Quantity(
+        "Weights on the fullest GPU.", "B",
+        "sum over formats of parameters on the rank * bytes; heads, columns and vocabulary are dealt out, norms replicated",
+        _weights_per_gpu, lambda p: p.memory.weight_bytes_per_gpu,
+        lambda c: ("Tensor parallelism: Megatron-LM, arXiv:1909.08053, section 3", *_model_sources(c)),
+    ),
+    "kv_bytes_per_token": Quantity(
+        "What one more token adds to the cache of the whole model while every window still grows.", "B", _CACHE,
+        lambda c: _per_token(c, False), lambda p: p.memory.kv_bytes_per_token, _cache_sources,
+    ),
+    "kv_bytes_per_token_saturated": Quantity(
+        "What one more token adds once every window is full.", "B", _CACHE + ", rows without a window only",
+        lambda c: _per_token(c, True), lambda p: p.memory.kv_bytes_per_token_saturated, _cache_sources,
+    ),
+    "kv_bytes_per_sequence": Quantity(
+        "Cache of one sequence of the planned context, whole model.", "B", _CACHE + " * min(context, window)",
+        _per_sequence, lambda p: p.memory.kv_bytes_per_sequence, _cache_sources,
+    ),
+    "state_bytes_per_sequence": Quantity(
+        "What a sequence holds whatever its length: cross-attention over the source.", "B",
+        _CACHE + " * source tokens, cross-attention rows only", _fixed, lambda p: p.memory.state_bytes_per_sequence,
+        _cache_sources,
+    ),
+    "budget_bytes_per_gpu": Quantity(
+        "What the engine may use of one GPU.", "B", "memory_fraction * usable memory",
+        lambda c: f"int({c.d.memory_fraction!r} * {c.d.gpu.usable_bytes})", lambda p: p.memory.budget_bytes_per_gpu,
+        _budget_sources,
+    ),
+    "activation_bytes_per_gpu": Quantity(
+        "Activations reserved for the engine's profiling run.", "B",
+        "max(tokens * (2 * hidden + widest intermediate) * 2, sampler_bytes * sequences * vocabulary)",
+        _activation, lambda p: p.memory.activation_bytes_per_gpu, _budget_sources,
+    ),
+    "overhead_bytes_per_gpu": Quantity(
+        "Driver context, communication buffers and CUDA graphs.", "B", "the engine profile's figure",
+        lambda c: str(c.d.overhead_bytes), lambda p: p.memory.overhead_bytes_per_gpu, _budget_sources,
+    ),
+    "kv_pool_bytes_per_gpu": Quantity(
+        "What is left for the cache on one GPU.", "B", "memory_fraction * usable - weights - activations - overhead",
+        _pool, lambda p: p.memory.kv_pool_bytes_per_gpu, _memory_sources,
+    ),
+    "kv_pool_tokens": Quantity(
+        "Tokens that the pools hold in sequences of the planned context, in whole blocks.", "tokens",
+        "pool * context // cache of one sequence on the GPU, in blocks", _pool_tokens, lambda p: p.memory.kv_pool_tokens,
+        _memory_sources,
+    ),
+    "kv_bytes_per_gpu": Quantity(
+        "Cache of the planned batch on the fullest GPU, in the engine's blocks.", "B",
+        "sequences on the rank * cache of one of them", _cache_per_gpu, lambda p: p.memory.kv_bytes_per_gpu,
+        _cache_sources,
+    ),
+    "missing_bytes_per_gpu": Quantity(
+        "What the fullest GPU lacks for the planned workload.", "B", "cache of the batch on the GPU - pool", _missing,
+        lambda p: p.memory.missing_bytes_per_gpu, _memory_sources,
+    ),
+    "max_batch": Quantity(
+        "Most sequences of the planned context that fit.", "sequences", "pool // cache of one sequence on the GPU",
+        _max_batch, lambda p: p.memory.max_batch, _memory_sources,
+    ),
+    "max_context": Quantity(
+        "Longest context at which the planned batch fits.", "tokens",
+        "(pool // batch - cache of full windows) // bytes per token of the rows that still grow, in blocks",
+        _max_context, lambda p: p.memory.max_context, _memory_sources,
+    ),
+    "ideal_step_s": Quantity(
+        "The limit of one decode step: full bandwidth and peak, communication hidden.", "s",
+        "sum over operators of max(bytes / bandwidth, flops / peak), or the time on the link where that is longer",
+        lambda c: _step(c, IDEAL), lambda p: p.decode.ideal_step_s, _time_sources,
+    ),
+    "step_s": Quantity(
+        "Expected time of one decode step.", "s", _STEP, lambda c: _step(c, c.d.efficiency.shares),
+        lambda p: p.decode.step_s, _expected_sources,
+    ),
+    "tokens_per_s": Quantity(
+        "Tokens of the whole batch a second.", "tokens/s", "batch / step_s",
+        lambda c: f"{c.batch} / {c.p.decode.step_s!r}", lambda p: p.decode.tokens_per_s, _expected_sources,
+    ),
+    "arithmetic_intensity": Quantity(
+        "FLOP of a decode step for each byte read from memory.", "FLOP/B", "sum of flops / sum of bytes",
+        lambda c: _intensity(c), lambda p: p.decode.arithmetic_intensity, _time_sources,
+    ),
+    "ttft_s": Quantity(
+        "Expected time to prefill one prompt of the planned context on idle devices.", "s", _STEP,
+        lambda c: _ttft(c, c.d.efficiency.shares), lambda p: p.prefill.ttft_s, _expected_sources,
+    ),
+    "ideal_s": Quantity(
+        "The limit of prefilling one prompt of the planned context.", "s",
+        "sum over operators of max(bytes / bandwidth, flops / peak), or the time on the link where that is longer",
+        lambda c: _ttft(c, IDEAL), lambda p: p.prefill.ideal_s, _time_sources,
+    ),
+}  # fmt: skip
+
+
+def _intensity(c: Case) -> str:
+    flops = nbytes = 0.0
+    for operators, times in decode_operators(c.d, c.batch, c.context):
+        flops += times * sum(float(op.flops) for op in operators)
+        nbytes += times * sum(float(op.weight_bytes + op.cache_bytes) for op in operators)
+    return f"{flops:.9e} / {nbytes:.9e}"
