@@ -154,11 +154,14 @@ def _resolve(name: str, folder: Path, what: str, listing: str) -> str:
 
 
 def _find_alias(folder: Path, wanted: str) -> str | None:
+    found = []
     for card in _ids(folder):
         text = _read(folder / f"{card}.toml")
         if wanted in normalise(text) and wanted in map(normalise, _toml(text, card).get("aliases", [])):
-            return card
-    return None
+            found.append(card)
+    if len(found) > 1:
+        raise CardError(f"{' and '.join(found)} have the same alias; remove it from one of them")
+    return found[0] if found else None
 
 
 def _aliases(folder: Path) -> list[str]:
@@ -211,4 +214,4 @@ def _parse(path: Path, kind: type[Spec]) -> Spec:
     try:
         return kind(id=path.stem, **data)
     except ValidationError as error:
-        raise CardError(f"{path}: {one_line(error)}") from None
+        raise CardError(f"{path}: {one_line(error)}; the README's 'Add a model or a GPU' shows the keys") from None

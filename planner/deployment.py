@@ -110,10 +110,15 @@ class Deployment:
     @cached_property
     def stage_pool_bytes(self) -> tuple[int, ...]:
         """What is left for the cache on one GPU of each stage; negative if the weights alone do not fit [B]."""
-        spent = self.activation_bytes + self.overhead_bytes
         if self.kv_memory is not None:  # as asked, but no more than there is
-            return tuple(min(self.kv_memory, self.gpu.usable_bytes - w - spent) for w in self.stage_weight_bytes)
-        return tuple(self.budget_bytes - w - spent for w in self.stage_weight_bytes)
+            return tuple(min(self.kv_memory, room) for room in self.stage_room)
+        return self.stage_room
+
+    @property
+    def stage_room(self) -> tuple[int, ...]:
+        """What weights, activations and overhead leave of the budget, which is the whole GPU under ``kv_memory`` [B]."""
+        budget = self.budget_bytes if self.kv_memory is None else self.gpu.usable_bytes
+        return tuple(budget - w - self.activation_bytes - self.overhead_bytes for w in self.stage_weight_bytes)
 
     def reserved_tokens(self, context: Int) -> Int:
         """Tokens that the engine sets aside for a sequence: the context in whole blocks."""
@@ -159,9 +164,10 @@ class Deployment:
         return min(range(len(used)), key=lambda stage: self.stage_pool_bytes[stage] - used[stage])
 
     def missing_bytes(self, batch: int, context: int) -> int:
-        """What the fullest GPU lacks for ``batch`` sequences of ``context`` tokens; 0 if they fit [B]."""
+        """What the fullest GPU lacks for ``batch`` sequences of ``context`` tokens, or for ``kv_memory`` [B]."""
         stage = self.fullest_stage(batch, context)
-        return max(0, self.stage_cache_bytes(batch, context)[stage] - self.stage_pool_bytes[stage])
+        wanted = 0 if self.kv_memory is None else self.kv_memory - min(self.stage_room)
+        return max(0, wanted, self.stage_cache_bytes(batch, context)[stage] - self.stage_pool_bytes[stage])
 
 
 _GPU = re.compile(r"(?:([0-9]{1,9})\s*[xX×]\s*)?(\S.*)")
@@ -323,7 +329,7 @@ def _smallest(first: Deployment, context: int, pp: int) -> Deployment:
     degrees = [2**i for i in range(17) if 2**i <= gpu.link.devices and all(h % 2**i == 0 for h in model.query_heads)]
     for tp in degrees:
         found = replace(first, sharding=replace(first.sharding, tp=tp), pp=pp)
-        if found.max_batch(context) >= 1:
+        if found.missing_bytes(1, context) == 0:
             why = f"TP {tp} is the smallest tensor-parallel degree with room for one sequence of {context:,} tokens"
             return replace(found, notes=(f"{why}; --gpu N×{gpu.id} or --tp asks for another.",))
     why = f"no tensor-parallel degree up to {degrees[-1]} (one node of {gpu.id}) leaves room for one sequence"

@@ -107,6 +107,11 @@ def _pool(c: Case) -> str:
     return f"max(0, {d.budget_bytes} - {rest})"
 
 
+def _overhead(c: Case) -> str:
+    rows = c.d.engine.overhead_gib
+    return f"int({rows.single if c.d.count == 1 else rows.parallel!r} * 2**30)"
+
+
 def _weights_per_gpu(c: Case) -> str:
     stage = max(range(len(c.d.stages)), key=lambda s: c.d.stage_weight_bytes[s])
     return _weights(c.d, c.d.stages[stage].all_tensors(), c.d.tp)
@@ -119,10 +124,11 @@ def _cache_per_gpu(c: Case) -> str:
 
 
 def _missing(c: Case) -> str:
-    stage = c.d.fullest_stage(c.batch, c.context)
-    return f"max(0, {c.d.stage_cache_bytes(c.batch, c.context)[stage]} - {c.d.stage_pool_bytes[stage]})".replace(
-        "- -", "+ "
-    )
+    d, stage = c.d, c.d.fullest_stage(c.batch, c.context)
+    terms = ["0", f"{d.stage_cache_bytes(c.batch, c.context)[stage]} - {d.stage_pool_bytes[stage]}"]
+    if d.kv_memory is not None:
+        terms.append(f"{d.kv_memory} - {min(d.stage_room)}")
+    return f"max({', '.join(terms)})".replace("- -", "+ ")
 
 
 def _activation(c: Case) -> str:
@@ -195,19 +201,19 @@ def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares) -> str:
         memory_s = moved / bandwidth
         compute_s = float(op.flops) / (rate[1] * shares.compute) if rate else 0.0
         if memory_s >= compute_s and moved:
-            local.append(f"{moved:.6e} / {_share(shares.memory, gpu.bandwidth_bytes_per_s)}")
+            local.append(f"{moved:.10g} / {_share(shares.memory, gpu.bandwidth_bytes_per_s)}")
         elif rate and compute_s:
-            local.append(f"{float(op.flops):.6e} / {_share(shares.compute, rate[1])}")
+            local.append(f"{float(op.flops):.10g} / {_share(shares.compute, rate[1])}")
         sent += float(op.sent_bytes)
         launches += op.launches
-    link = f"{sent:.6e} / {_share(shares.link, gpu.link_bytes_per_s)}" if sent and gpu.link_bytes_per_s else "0"
+    link = f"{sent:.10g} / {_share(shares.link, gpu.link_bytes_per_s)}" if sent and gpu.link_bytes_per_s else "0"
     if shares == IDEAL:
         return f"max({_sum(local)}, {link})" if link != "0" else _sum(local)
     return _sum([*local, *([link] if link != "0" else []), f"{launches:g} * {shares.launch_s:g}"])
 
 
 def _share(share: float, peak: float | None) -> str:
-    return f"{peak:.6e}" if share == 1 else f"({share:g} * {peak:.6e})"
+    return f"{peak:.10g}" if share == 1 else f"({share:g} * {peak:.10g})"
 
 
 # -- sources -----------------------------------------------------------------------------------------------------------
@@ -300,8 +306,13 @@ QUANTITIES: dict[str, Quantity] = {
         _activation, lambda p: p.memory.activation_bytes_per_gpu, _budget_sources,
     ),
     "overhead_bytes_per_gpu": Quantity(
-        "Driver context, communication buffers and CUDA graphs.", "B", "the engine profile's figure",
-        lambda c: str(c.d.overhead_bytes), lambda p: p.memory.overhead_bytes_per_gpu, _budget_sources,
+        "Driver context, communication buffers and CUDA graphs.", "B",
+        "the engine profile's GiB, on one GPU or on one of several, * 2**30", _overhead,
+        lambda p: p.memory.overhead_bytes_per_gpu, lambda c: tuple(map(str, c.d.engine.source)),
+    ),
+    "usable_bytes": Quantity(
+        "Memory of one GPU that a framework can address.", "B", "as the driver reports it, else the marketed capacity",
+        lambda c: str(c.d.gpu.usable_bytes), lambda p: p.gpu.usable_bytes, lambda c: tuple(map(str, c.d.gpu.source)),
     ),
     "kv_pool_bytes_per_gpu": Quantity(
         "What is left for the cache on one GPU.", "B", "memory_fraction * usable - weights - activations - overhead",
@@ -342,6 +353,20 @@ QUANTITIES: dict[str, Quantity] = {
     "tokens_per_s": Quantity(
         "Tokens of the whole batch a second.", "tokens/s", "batch / step_s",
         lambda c: f"{c.batch} / {c.p.decode.step_s!r}", lambda p: p.decode.tokens_per_s, _expected_sources,
+    ),
+    "tokens_per_s_per_sequence": Quantity(
+        "Tokens of each sequence a second.", "tokens/s", "1 / step_s", lambda c: f"1 / {c.p.decode.step_s!r}",
+        lambda p: p.decode.tokens_per_s_per_sequence, _expected_sources,
+    ),
+    "interval_low_s": Quantity(
+        "Lower end of the interval of one decode step.", "s", "max(step_s * interval factor, ideal_step_s)",
+        lambda c: f"max({c.p.decode.step_s!r} * {c.d.efficiency.interval[0]!r}, {c.p.decode.ideal_step_s!r})",
+        lambda p: p.decode.interval_s[0], _expected_sources,
+    ),
+    "interval_high_s": Quantity(
+        "Upper end of the interval of one decode step.", "s", "step_s * interval factor",
+        lambda c: f"{c.p.decode.step_s!r} * {c.d.efficiency.interval[1]!r}", lambda p: p.decode.interval_s[1],
+        _expected_sources,
     ),
     "arithmetic_intensity": Quantity(
         "FLOP of a decode step for each byte read from memory.", "FLOP/B", "sum of flops / sum of bytes",

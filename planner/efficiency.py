@@ -30,7 +30,9 @@ class Efficiency(Row):
     points
         Measurements behind the row; 0 for the default, which is a spread over architectures.
     held_out, coverage
-        Decode measurements beside the fit, and the share of them that the interval held; 0 where nobody measured.
+        Decode measurements that the fit did not use, and the share of them that the interval held; 0 where nobody measured.
+    caveat
+        Kinds of them that it held fewer of.
     basis
         What was measured and how the row was fitted and checked.
     """
@@ -44,6 +46,7 @@ class Efficiency(Row):
     points: Maybe
     held_out: Maybe = 0
     coverage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    caveat: str = ""
     basis: Text
     origin: Text = "generic"
     source: tuple[Source, ...] = Field(min_length=1)

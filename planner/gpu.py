@@ -37,7 +37,9 @@ class Memory(Row):
     nominal_gb: Positive
     """Capacity as marketed [GB]."""
     usable_gib: Positive | None = None
-    """Total that the driver or framework reports [GiB]; absent where nobody's report was found."""
+    """Total that the driver or framework reports, as it rounds it [GiB]; absent where nobody's report was found."""
+    usable_bytes: Count | None = None
+    """The same where it was reported to the byte [B]."""
     type: Text
     bandwidth_gb_per_s: Positive
     """Peak read bandwidth [GB/s], GB = 10**9."""
@@ -85,13 +87,22 @@ class GpuSpec(Row):
     @model_validator(mode="after")
     def _check(self) -> GpuSpec:
         # Driver reports exceed the marketed figure where GB stands for GiB, by at most the ratio of the two.
-        if self.memory.usable_gib and self.memory.usable_gib > self.memory.nominal_gb * 1.02:
-            raise ValueError(f"memory.usable_gib = {self.memory.usable_gib} is more than the device has")
+        if self.memory.usable_gib is not None and self.memory.usable_bytes is not None:
+            raise ValueError("memory has usable_gib and usable_bytes; keep one")
+        if self.usable_known and self.usable_bytes > self.memory.nominal_gb * 1.02 * GIB:
+            raise ValueError(f"memory.usable is {self.usable_bytes / GIB:.2f} GiB, more than the device has")
         return self
+
+    @property
+    def usable_known(self) -> bool:
+        """Whether somebody's driver report of the memory is known."""
+        return self.memory.usable_gib is not None or self.memory.usable_bytes is not None
 
     @property
     def usable_bytes(self) -> int:
         """What a framework can address [B]: as reported, or the marketed capacity in decimal GB."""
+        if self.memory.usable_bytes is not None:
+            return self.memory.usable_bytes
         if self.memory.usable_gib is not None:
             return int(self.memory.usable_gib * GIB)
         return int(self.memory.nominal_gb * 10**9)

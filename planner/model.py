@@ -195,6 +195,9 @@ class ModelSpec(Stack):
         if abs(derived - self.parameters) > self.parameters_within:
             gap = derived - self.parameters
             raise ValueError(f"parameters = {self.parameters:,} but the rows derive {derived:,} ({gap:+,})")
+        crossed = any(row.attends_source for row in self.attention)
+        if not bool(self.encoder) == crossed == bool(self.source_tokens):
+            raise ValueError("an encoder, source_tokens and rows of kind 'cross' go together")
         for name in filter(
             None, (self.weights.default, self.weights.attention, self.weights.ffn, self.weights.experts)
         ):

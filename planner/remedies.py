@@ -53,7 +53,7 @@ def _attempt(d: Deployment, batch: int, context: int, change: str, option: str, 
     except InputError:
         return
     most = found.max_batch(context)
-    if most >= batch:
+    if found.missing_bytes(batch, context) == 0:
         name = found.gpu.id if found.gpu is not d.gpu else d.gpu_name
         words = [option, f"--gpu {found.count}x{name}"] if found.count > 1 or "gpu" in changed else [option]
         if d.fixed_degrees and found.count != d.count:
@@ -99,14 +99,16 @@ def _larger_gpu(d: Deployment, batch: int, context: int) -> Iterator[Remedy]:
 def _less_work(d: Deployment, batch: int, context: int) -> Iterator[Remedy]:
     """The longest context at this batch, and the largest batch at this context."""
     gpus = f" --gpu {d.count}x{d.gpu_name}" if d.count > 1 else ""
-    if longest := bounded(d.max_context(batch)):
+    longest = bounded(d.max_context(batch))
+    if longest and d.missing_bytes(batch, longest) == 0:
         yield Remedy(
             change=f"a context of {longest:,}",
             option=f"--context {longest}{gpus}",
             max_batch=bounded(d.max_batch(longest)),
             step_s=expected_step_s(d, batch, longest),
         )
-    if most := d.max_batch(context):
+    most = d.max_batch(context)
+    if most and d.missing_bytes(most, context) == 0:
         yield Remedy(
             change=f"a batch of {most:,}",
             option=f"--batch {most}{gpus}",

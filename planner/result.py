@@ -59,6 +59,7 @@ class DeploymentFacts(Result):
     engine: str
     engine_version: str
     memory_fraction: float
+    kv_memory: int | None
     kv_shard: str
 
 

@@ -69,6 +69,8 @@ class Engine(Row):
         Tokens in one block of its cache.
     sampler_bytes
         Peak of sampling for each sequence and vocabulary entry [B].
+    vendors
+        Whose devices the figures were read on; empty for all.
     profile
         Profiling passes by device; the first row that a device meets holds, and none reserves nothing.
     """
@@ -80,6 +82,7 @@ class Engine(Row):
     block_tokens: Count
     sampler_bytes: Maybe = 0
     profile: tuple[Profile, ...] = ()
+    vendors: tuple[Text, ...] = ()
     overhead_gib: Overhead
     note: str = ""
     source: tuple[Source, ...] = Field(min_length=1)

@@ -119,7 +119,8 @@ def test_known_facts(name: str, gpus: dict[str, GpuSpec]) -> None:
     gpu = gpus[name]
     nominal, usable, bandwidth, (kind, peak), link, devices = FACTS[name]
     assert gpu.memory.nominal_gb == nominal
-    assert gpu.memory.usable_gib == usable
+    assert gpu.usable_known == (usable is not None)
+    assert usable is None or gpu.usable_bytes / 2**30 == pytest.approx(usable, abs=0.006)
     assert gpu.memory.bandwidth_gb_per_s == bandwidth
     assert gpu.peak_tflops[kind] == peak  # type: ignore[index]
     assert gpu.link.gb_per_s == link

@@ -246,9 +246,12 @@ def test_kv_memory_is_no_more_than_there_is() -> None:
     assert not plan("llama3-70b", "1xh100", kv_memory="10GiB").memory.fits
     given = plan("llama3-70b", "4xh100", kv_memory="10GiB").memory
     assert given.kv_pool_bytes_per_gpu == 10 * 2**30
-    most = plan("llama3-70b", "4xh100", kv_memory="1000TiB")
+    most = plan("llama3-70b", "4xh100", kv_memory="400GiB")
     spent = most.memory.weight_bytes_per_gpu + most.memory.activation_bytes_per_gpu + most.memory.overhead_bytes_per_gpu
     assert most.memory.kv_pool_bytes_per_gpu == most.gpu.usable_bytes - spent
+    assert not most.memory.fits
+    assert most.memory.missing_bytes_per_gpu == 400 * 2**30 - most.memory.kv_pool_bytes_per_gpu
+    assert plan("llama3-70b", "h100", kv_memory="40GiB").deployment.tensor_parallel == 8  # four leave 39.2 GiB each
 
 
 def test_the_parts_of_the_bar_are_what_is_usable_and_what_is_missing() -> None:

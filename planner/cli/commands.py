@@ -45,7 +45,8 @@ _QUANTITIES = (
     "A figure: parameters, active_parameters, weight_bytes[_per_gpu], kv_bytes_per_token[_saturated], "
     "kv_bytes_per_sequence, kv_bytes_per_gpu, state_bytes_per_sequence, budget_bytes_per_gpu, activation_bytes_per_gpu, "
     "overhead_bytes_per_gpu, kv_pool_bytes_per_gpu, kv_pool_tokens, missing_bytes_per_gpu, max_batch, max_context, "
-    "ideal_step_s, step_s, tokens_per_s, arithmetic_intensity, ttft_s, ideal_s."
+    "ideal_step_s, step_s, interval_low_s, interval_high_s, tokens_per_s[_per_sequence], arithmetic_intensity, ttft_s, "
+    "ideal_s, usable_bytes."
 )
 
 

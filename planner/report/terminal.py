@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING
@@ -40,9 +41,31 @@ _WHOLE = {"option", "id", "tensor_parallel", "fits"}
 """Columns of text that are never broken, so that they can be read at a glance and copied."""
 
 
+class _Trimmed(io.StringIO):
+    """A stream that leaves out blanks at the ends of lines, for output that is not a terminal's."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write("\n".join(line.rstrip() for line in text.split("\n")))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 def console(stream: IO[str] | None = None) -> Console:
     """A console on standard output or another stream, `MIN_WIDTH` to `MAX_WIDTH` wide."""
-    made = Console(file=stream or sys.stdout, highlight=False, soft_wrap=False, emoji=False, markup=False)
+    target = stream or sys.stdout
+    made = Console(
+        file=target if target.isatty() else _Trimmed(target),
+        highlight=False,
+        soft_wrap=False,
+        emoji=False,
+        markup=False,
+    )
     made.width = max(MIN_WIDTH, min(made.width, MAX_WIDTH))
     return made
 
@@ -117,14 +140,17 @@ def _interval_in_one(table: Table) -> Table:
     for row in table.rows:
         low, high = by_name["step_low_s"].show(row["step_low_s"]), by_name["step_high_s"].show(row["step_high_s"])
         number, _, unit = low.rpartition(" ")
-        rows.append({**row, "interval": f"{number if unit == high.rpartition(' ')[2] else low} – {high}"})
+        shown = f"{number if unit == high.rpartition(' ')[2] else low} – {high}"
+        rows.append(
+            {**row, "interval": shown, "bound": row["bound"] if row["fits"] else f"{row['bound']}; does not fit"}
+        )
     kept = [column for column in table.columns if column.name not in ("step_low_s", "step_high_s")]
     after = next(i for i, column in enumerate(kept) if column.name == "step_s") + 1
-    kept.insert(after, Column("interval", "80\u00a0% interval"))
+    kept.insert(after, Column("interval", "Interval"))
     return Table(table.title, tuple(kept), tuple(rows))
 
 
-def _table(table: Table, highlight: str = "", tight: bool = False) -> RenderableType:
+def _table(table: Table, highlight: str = "", tight: bool = False, top: bool = False) -> RenderableType:
     """A table, no number of which is ever cut; ``tight`` breaks headings so that many columns fit."""
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, header_style="", show_edge=False, collapse_padding=tight)
     for column in table.columns:
@@ -134,7 +160,7 @@ def _table(table: Table, highlight: str = "", tight: bool = False) -> Renderable
             justify="right" if numeric else "left",
             overflow="fold",
             no_wrap=numeric or column.name in _WHOLE,
-            vertical="bottom",
+            vertical="top" if top else "bottom",
         )
     for cells in table.shown():
         grid.add_row(*cells, style="bold" if highlight and cells[0] == highlight else None)
@@ -185,11 +211,11 @@ def show_explanation(explanation: Explanation, out: Console) -> None:
 
 def show_catalogue(table: Table, out: Console) -> None:
     """A list of models or GPUs; at smaller widths the columns that can be looked up one by one are left out."""
-    hidden = {"name", "architecture"} if out.width < 120 else set()
+    hidden = {"name"} if out.width >= MAX_WIDTH else {"name", "architecture"}
     if out.width < 100:
         hidden |= {"link_bytes_per_s", "fp8_flop_per_s", "layers"}
     columns = tuple(c for c in table.columns if c.name not in hidden)
-    out.print(_table(Table(table.title, columns, table.rows), tight=True))
+    out.print(_table(Table(table.title, columns, table.rows), tight=True, top=True))
 
 
 def show_sweep(table: Sweep, out: Console, rows: int = 20) -> None:

@@ -39,7 +39,9 @@ def facts(plan: Plan) -> Iterator[str]:
     yield f"weights {deployment.weights} {format_bytes(memory.weight_bytes)} · {kv}"
     stages = f" × PP {deployment.pipeline_parallel}" if deployment.pipeline_parallel > 1 else ""
     engine = "no engine" if deployment.engine == "none" else f"{deployment.engine} {deployment.engine_version}"
-    yield f"TP {deployment.tensor_parallel}{stages} · {engine} with {deployment.memory_fraction:.3g} of memory"
+    given = deployment.kv_memory
+    share = f"{deployment.memory_fraction:.3g} of memory" if given is None else f"{format_bytes(given)} of cache a GPU"
+    yield f"TP {deployment.tensor_parallel}{stages} · {engine} with {share}"
 
 
 def verdict(plan: Plan) -> tuple[str, str]:

@@ -112,7 +112,7 @@ def plan(
         prefill=_prefill(deployment, tokens),
         frontier=tuple(_frontier(deployment, tokens)),
         remedies=() if memory.fits else tuple(remedies(deployment, sequences, tokens)),
-        notes=tuple(_notes(deployment, gpu)),
+        notes=tuple(_notes(deployment, model, gpu)),
     )
 
 
@@ -158,7 +158,8 @@ def deployment_facts(deployment: Deployment) -> DeploymentFacts:
     return DeploymentFacts(
         tensor_parallel=deployment.tp, pipeline_parallel=deployment.pp, weights=deployment.weights_label,
         kv=deployment.precision.kv.id, engine=deployment.engine.id, engine_version=deployment.engine.version,
-        memory_fraction=deployment.memory_fraction, kv_shard="batch" if deployment.sharding.over_batch else "heads",
+        memory_fraction=deployment.memory_fraction, kv_memory=deployment.kv_memory,
+        kv_shard="batch" if deployment.sharding.over_batch else "heads",
     )  # fmt: skip
 
 
@@ -248,14 +249,16 @@ def _frontier(d: Deployment, context: int) -> Iterator[FrontierPoint]:
         yield FrontierPoint(context=tokens, max_batch=bounded(most))
 
 
-def _notes(d: Deployment, asked: str | Path | GpuSpec) -> Iterator[str]:
+def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> Iterator[str]:
     """What a reader should know beside the numbers."""
     gpu, model, eff = d.gpu, d.model, d.efficiency
+    if isinstance(model_asked, str) and not _names(model_asked, model):
+        yield f"{model_asked} has the shape of {model.name} ({model.id})."
     name = parse_gpu(asked)[1] if isinstance(asked, str) else gpu.id
     if normalise(name) != normalise(gpu.id):
         yield f"{name} is {gpu.name} ({gpu.id})."
     yield from d.notes
-    if gpu.memory.usable_gib is None:
+    if not gpu.usable_known:
         yield f"No driver report of {gpu.id}'s usable memory is known; the marketed {gpu.memory.nominal_gb:g} GB is used."
     rate = gpu.compute_rate(d.precision.weights[Role.FFN].compute)
     form = d.precision.weights[Role.FFN]
@@ -275,13 +278,19 @@ def _notes(d: Deployment, asked: str | Path | GpuSpec) -> Iterator[str]:
             yield f"{kv_heads} KV heads do not divide evenly over {ranks} ranks; engines may refuse this degree."
     if ranks > 1 and any(isinstance(row, LatentAttention) for row in rows):
         yield f"MLA's latent cannot be split by heads: each of the {ranks} ranks keeps all of it."
+    if d.engine.vendors and gpu.vendor not in d.engine.vendors:
+        yield f"The budget is {d.engine.name}'s on {' and '.join(d.engine.vendors)} devices, borrowed for {gpu.vendor}'s."
     low, high = eff.interval
-    held = (
-        f"held {eff.coverage:.0%} of {eff.held_out} measured steps" if eff.held_out else "is a guess: none was measured"
-    )
+    held = f"held {eff.coverage:.0%} of {eff.held_out} measured steps{eff.caveat}" if eff.held_out else "is a guess"
     yield (
         f"Expected times are {eff.origin}, for {eff.name} devices: {eff.memory:.0%} of bandwidth, {eff.compute:.0%} of "
         f"peak. The interval, {low:g} to {high:g} times, {held}; prefill's error is unknown."
     )
     if model.note:
         yield model.note
+
+
+def _names(asked: str, model: ModelSpec) -> bool:
+    """Whether a name is plainly the model's own: its id, its name, the name of its file."""
+    bare = asked.rpartition("/")[2].removesuffix(".toml")
+    return normalise(bare) in (normalise(model.id), normalise(model.name))
