@@ -10,11 +10,12 @@ from typing import Any
 
 from planner.attention import bounded
 from planner.catalog import gpu_ids, load_gpu
-from planner.deployment import Deployment, deploy
+from planner.deployment import Deployment
 from planner.errors import InputError
 from planner.evaluate import expected_step_s
 from planner.precision import FORMATS
 from planner.result import Remedy
+from planner.settle import deploy
 from planner.tensors import Role
 
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.attention import UNBOUNDED, HeadAttention, with_variant
-from planner.deployment import deploy
 from planner.evaluate import crossover, decode_times, evaluate, interval_s
 from planner.memory import CacheCurve, cache_curve
 from planner.model import ModelSpec
 from planner.precision import find_format
 from planner.roofline import BOUNDS
+from planner.settle import deploy
 from planner.stage import split_layers, stages_of
 from planner.verbs.plan import plan
 from planner.verbs.sweep import sweep

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from planner import InputError, KvplanError, compare, gpu_ids, load_gpu, load_model, model_ids, plan, sweep
-from planner.deployment import deploy
+from planner.settle import deploy
 from tests.specs import build, device
 
 KEYS = {

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "planner"
 
 ORDER = [
     "arrays", "errors", "units", "axes", "columns", "files", "row", "precision", "tensors", "attention",
-    "model", "gpu", "catalog", "stage", "memory", "work", "roofline", "efficiency", "serving", "deployment",
+    "model", "gpu", "catalog", "stage", "memory", "work", "roofline", "efficiency", "serving", "deployment", "settle",
     "evaluate", "result", "remedies", "derivations", "verbs.plan", "verbs.sweep", "verbs.compare", "verbs.explain",
     "report.tables", "report.data", "report.words", "report.terminal", "cli.options", "cli.output",
     "cli.commands", "cli.app",

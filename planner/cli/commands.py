@@ -332,8 +332,8 @@ def _options(
     kv_shard: str = "heads",
     pad_heads: bool = False,
 ) -> Options:
-    """What the verbs hand on to `deployment.deploy`."""
-    from planner.deployment import MAX_GPUS
+    """What the verbs hand on to `settle.deploy`."""
+    from planner.settle import MAX_GPUS
     from planner.units import parse_tokens
 
     return {

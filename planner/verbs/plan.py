@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.attention import HeadAttention, LatentAttention, bounded
 from planner.catalog import load_model, normalise
-from planner.deployment import MAX_BATCH, Deployment, deploy, parse_gpu
+from planner.deployment import Deployment
 from planner.errors import InputError
 from planner.evaluate import crossover, decode_times, interval_s, prefill_times
 from planner.gpu import GpuSpec
@@ -32,6 +32,7 @@ from planner.result import (
     Workload,
 )
 from planner.roofline import BOUNDS
+from planner.settle import MAX_BATCH, deploy, parse_gpu
 from planner.tensors import Role
 from planner.units import format_tokens, parse_tokens
 
@@ -39,7 +40,7 @@ DEFAULT_CONTEXT = 8192
 
 
 class Options(TypedDict, total=False):
-    """Options that `plan` hands to `deployment.deploy`; see there."""
+    """Options that `plan` hands to `settle.deploy`; see there."""
 
     count: int | None
     tp: int | None
@@ -74,7 +75,7 @@ def plan(
         What if: ``mha``, ``gqa[:N]``, ``mqa`` or ``mla[:RANK]`` instead of the model's own attention.
     **options
         ``count``, ``tp``, ``pp``, ``weights``, ``kv``, ``engine``, ``memory_fraction``, ``kv_memory``, ``source``,
-        ``kv_shard`` and ``pad_heads``; see `planner.deployment.deploy`.
+        ``kv_shard`` and ``pad_heads``; see `planner.settle.deploy`.
 
     Returns
     -------

@@ -19,7 +19,7 @@ from planner.attention import UNBOUNDED
 from planner.axes import parse_axis, parse_names
 from planner.catalog import load_gpu, load_model
 from planner.columns import SWEEP_COLUMNS
-from planner.deployment import MAX_BATCH, MAX_GPUS, Deployment, deploy, parse_gpu
+from planner.deployment import Deployment
 from planner.errors import InputError
 from planner.evaluate import Evaluation, evaluate, interval_s
 from planner.files import writing
@@ -27,6 +27,7 @@ from planner.gpu import GpuSpec
 from planner.memory import weight_bytes
 from planner.model import ModelSpec
 from planner.roofline import BOUNDS
+from planner.settle import MAX_BATCH, MAX_GPUS, deploy, parse_gpu
 from planner.units import MAX_TOKENS, parse_tokens
 from planner.verbs.plan import check_context
 
