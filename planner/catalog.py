@@ -25,6 +25,7 @@ _HERE = Path(__file__).parent
 Spec = TypeVar("Spec", ModelSpec, GpuSpec)
 
 
+@lru_cache(maxsize=1)
 def _model_folder() -> Path:
     """Cards lie inside the package in a wheel, and beside it in a checkout."""
     inside = _HERE / "model_cards"

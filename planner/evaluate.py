@@ -130,16 +130,23 @@ def _distinct(stages: tuple[Stage, ...]) -> list[tuple[Stage, int]]:
     return list(counts.values())
 
 
-def crossover(deployment: Deployment, context: int) -> tuple[int, str] | None:
+OCTAVES = tuple(2**i for i in range(17))
+"""Batches that a search for a crossover starts from."""
+
+
+def crossover(deployment: Deployment, context: int, grid: IntArray, expected: StepTime) -> tuple[int, str] | None:
     """Smallest batch at which weights, once they are the bound of the expected step, no longer are, and what then is.
 
-    ``None`` if they are never the bound, or are it up to a batch of 2**16. Grids of batches narrow the place down, each one
+    ``None`` if they are never the bound, or are it up to the end of the grid. Finer grids narrow the place down, each one
     evaluation; small batches of models with experts may be bound by launches before they are by weights.
+
+    Parameters
+    ----------
+    grid, expected
+        Rising batches, `OCTAVES` among them, and their expected steps.
     """
-    grid = _OCTAVES
     while True:
-        stages = _times(deployment, decode_operators(deployment, grid, context), deployment.efficiency.shares)
-        bound = np.broadcast_to(add_stages(stages, np.minimum(grid, deployment.pp)).bound, grid.shape)
+        bound = np.broadcast_to(expected.bound, grid.shape)
         weights = np.flatnonzero(bound == 0)
         after = np.flatnonzero(bound[weights[0] :]) + weights[0] if weights.size else weights
         if not after.size:
@@ -148,6 +155,5 @@ def crossover(deployment: Deployment, context: int) -> tuple[int, str] | None:
         if high - low == 1:
             return high, BOUNDS[int(bound[after[0]])]
         grid = np.append(np.arange(low, high, max(1, (high - low) // 512)), high)
-
-
-_OCTAVES = 2 ** np.arange(17)
+        stages = _times(deployment, decode_operators(deployment, grid, context), deployment.efficiency.shares)
+        expected = add_stages(stages, np.minimum(grid, deployment.pp))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.attention import UNBOUNDED, HeadAttention, with_variant
-from planner.evaluate import crossover, decode_times, evaluate, interval_s
+from planner.evaluate import OCTAVES, crossover, decode_times, evaluate, interval_s
 from planner.memory import CacheCurve, cache_curve
 from planner.model import ModelSpec
 from planner.precision import find_format
@@ -168,7 +168,8 @@ def _row(row: object) -> dict[str, object]:
 def test_crossover_is_where_weights_stop_being_the_bound(model: ModelSpec, tp: int, context: int) -> None:
     d = deploy(model, device(), context=context, tp=tp)
     bounds = [BOUNDS[i] for i in decode_times(d, np.arange(1, 600), context)[1].bound.tolist()]
-    found = crossover(d, context)
+    octaves = np.array(OCTAVES)
+    found = crossover(d, context, octaves, decode_times(d, octaves, context)[1])
     if "weights" in bounds:
         after = [i for i in range(bounds.index("weights"), len(bounds)) if bounds[i] != "weights"]
         if after:

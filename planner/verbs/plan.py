@@ -12,7 +12,7 @@ from planner.attention import HeadAttention, LatentAttention, bounded
 from planner.catalog import load_model, normalise
 from planner.deployment import Deployment
 from planner.errors import InputError
-from planner.evaluate import crossover, decode_times, interval_s, prefill_times
+from planner.evaluate import OCTAVES, crossover, decode_times, interval_s, prefill_times
 from planner.gpu import GpuSpec
 from planner.memory import weight_bytes
 from planner.model import ModelSpec
@@ -98,9 +98,8 @@ def plan(
     tokens = check_context(spec, context)
     sequences = check_batch(batch)
     deployment = deploy(spec, gpu, context=tokens, **options)
-    decodes = _decode_table(deployment, sequences, tokens)
+    decodes, crossing = _decode(deployment, sequences, tokens)
     memory = _memory(deployment, sequences, tokens)
-    crossing = crossover(deployment, tokens)
     return Plan(
         model=_model_facts(spec),
         gpu=_gpu_facts(deployment),
@@ -109,7 +108,7 @@ def plan(
         memory=memory,
         decode=next(d for d in decodes if d.batch == sequences),
         decode_by_batch=decodes,
-        crossover=Crossover(batch=crossing[0], bound=crossing[1]) if crossing else None,
+        crossover=crossing,
         prefill=_prefill(deployment, tokens),
         frontier=tuple(_frontier(deployment, tokens)),
         remedies=() if memory.fits else tuple(remedies(deployment, sequences, tokens)),
@@ -193,14 +192,18 @@ def _memory(d: Deployment, batch: int, context: int) -> MemoryPlan:
     )
 
 
-def _decode_table(d: Deployment, batch: int, context: int) -> tuple[DecodePlan, ...]:
-    """Decode steps of the planned batch, of powers of two up to the largest batch that fits, and of that one."""
+def _decode(d: Deployment, batch: int, context: int) -> tuple[tuple[DecodePlan, ...], Crossover | None]:
+    """Decode steps of the planned batch, of powers of two up to the largest batch that fits and of that one; and the batch
+    at which weights stop being the bound. Both come from one evaluation of all these batches.
+    """
     largest = min(d.max_batch(context), MAX_BATCH)
     ladder = [2**i for i in range(21) if 2**i < largest]
     if len(ladder) > 8:  # eight rungs, evenly spread
         ladder = [ladder[round(i * (len(ladder) - 1) / 7)] for i in range(8)]
-    batches = np.array(sorted({batch, *ladder, *([largest] if largest else [])}), dtype=np.int64)
+    shown = {batch, *ladder, *([largest] if largest else [])}
+    batches = np.array(sorted(shown | set(OCTAVES)), dtype=np.int64)
     ideal, expected = decode_times(d, batches, context)
+    crossing = crossover(d, context, batches, expected)
     shape = batches.shape
     steps, ideals = np.broadcast_to(expected.step_s, shape), np.broadcast_to(ideal.step_s, shape)
     low, high = (np.asarray(bound) for bound in interval_s(d, steps, ideals))
@@ -209,6 +212,8 @@ def _decode_table(d: Deployment, batch: int, context: int) -> tuple[DecodePlan, 
     bound = np.broadcast_to(expected.bound, shape)
     rows = []
     for i, b in enumerate(batches.tolist()):
+        if b not in shown:
+            continue
         step = float(steps[i])
         rows.append(
             DecodePlan(
@@ -226,7 +231,7 @@ def _decode_table(d: Deployment, batch: int, context: int) -> tuple[DecodePlan, 
                 arithmetic_intensity=float(intensity[i]),
             )
         )
-    return tuple(rows)
+    return tuple(rows), Crossover(batch=crossing[0], bound=crossing[1]) if crossing else None
 
 
 def _prefill(d: Deployment, context: int) -> PrefillPlan:
