@@ -62,8 +62,10 @@ class Precision:
     kv: Format
 
 
-# Kernels of one layer when a step is captured in a graph and fused as engines do: norm, QKV, rotary and cache write,
-# attention, output projection, norm, gate-up, activation, down.
+# Kernels of one layer when a step is captured in a graph and fused as engines do. Projections: norm, QKV, output; attention:
+# rotary with the cache write, attention; feed-forward: norm, gate-up, activation, down. Experts add sorting tokens by expert
+# and gathering them again; the router is one more. Counted, not measured;
+# the memory shares of efficiencies/generic.toml were fitted with these counts.
 _ATTENTION_LAUNCHES, _PROJECTION_LAUNCHES, _FFN_LAUNCHES, _EXPERT_LAUNCHES = 2, 3, 4, 6
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ def test_replaces_only_when_done(tmp_path: Path) -> None:
         stream.flush()
         assert target.read_text() == "old"
     assert target.read_text() == "new"
-    assert os.listdir(tmp_path) == ["out.csv"]  # noqa: PTH208
+    assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])

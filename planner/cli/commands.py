@@ -289,10 +289,7 @@ def models(
     def show() -> None:
         from planner.report.terminal import console, show_catalogue, show_model
 
-        if len(found) == 1:
-            show_model(found[0], console())
-        else:
-            show_catalogue(model_table(found), console())
+        show_model(found[0], console()) if len(found) == 1 else show_catalogue(model_table(found), console())
 
     render(table_outputs(model_table(found), json, csv, md), show)
 
@@ -312,10 +309,7 @@ def gpus(
     def show() -> None:
         from planner.report.terminal import console, show_catalogue, show_gpu
 
-        if len(found) == 1:
-            show_gpu(found[0], console())
-        else:
-            show_catalogue(gpu_table(found), console())
+        show_gpu(found[0], console()) if len(found) == 1 else show_catalogue(gpu_table(found), console())
 
     render(table_outputs(gpu_table(found), json, csv, md), show)
 

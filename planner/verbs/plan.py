@@ -263,6 +263,8 @@ def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> I
     name = parse_gpu(asked)[1] if isinstance(asked, str) else gpu.id
     if normalise(name) != normalise(gpu.id):
         yield f"{name} is {gpu.name} ({gpu.id})."
+    if gpu.note:
+        yield gpu.note
     yield from d.notes
     if not gpu.usable_known:
         yield f"No driver report of {gpu.id}'s usable memory is known; the marketed {gpu.memory.nominal_gb:g} GB is used."
@@ -279,9 +281,10 @@ def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> I
     ranks = d.sharding.head_ranks
     for kv_heads in sorted({row.kv_heads for row in rows if isinstance(row, HeadAttention)}):
         if kv_heads < ranks and ranks % kv_heads == 0:
-            yield f"{kv_heads} KV heads on {ranks} ranks: each is kept {ranks // kv_heads} times."
+            heads = "1 KV head" if kv_heads == 1 else f"{kv_heads} KV heads"
+            yield f"{heads} on {ranks} ranks: each is kept {ranks // kv_heads} times."
         elif kv_heads % ranks:
-            yield f"{kv_heads} KV heads do not divide evenly over {ranks} ranks; engines may refuse this degree."
+            yield f"KV heads ({kv_heads}) do not divide evenly over {ranks} ranks; engines may refuse this degree."
     if ranks > 1 and any(isinstance(row, LatentAttention) for row in rows):
         yield f"MLA's latent cannot be split by heads: each of the {ranks} ranks keeps all of it."
     if d.engine.vendors and gpu.vendor not in d.engine.vendors:
