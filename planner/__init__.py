@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planner.catalog import gpu_ids, load_gpu, load_model, model_ids
+    from planner.catalog import gpu_ids, load_gpu, model_ids
+    from planner.checkpoint.load import load_model
     from planner.errors import CardError, InputError, KvplanError, OutputError, UnknownNameError
     from planner.gpu import GpuSpec
     from planner.model import ModelSpec
@@ -27,7 +28,7 @@ __version__ = "0.1.0"
 _HOME = {
     "gpu_ids": "catalog",
     "load_gpu": "catalog",
-    "load_model": "catalog",
+    "load_model": "checkpoint.load",
     "model_ids": "catalog",
     "compare": "verbs.compare",
     "CardError": "errors",

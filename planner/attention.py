@@ -3,12 +3,14 @@
 A row says how many query and key-value heads there are, how wide a cached key and value is, how many tokens are kept, and
 how tensor parallelism splits it. Multi-head, grouped-query and multi-query attention are one row with different
 ``kv_heads``; a sliding window is the same row with ``window``; multi-head latent attention is one latent "head" that
-every rank holds; cross-attention grows with the source instead of the target.
+every rank holds; cross-attention grows with the source instead of the target; a layer that reads another's cache has the
+same row with ``owner`` false; an indexer adds a small key a token and bounds what is read.
 
 References
 ----------
 MHA: Vaswani et al. 2017, arXiv:1706.03762. MQA: Shazeer 2019, arXiv:1911.02150. GQA: Ainslie et al. 2023,
-arXiv:2305.13245. Sliding window: Beltagy et al. 2020, arXiv:2004.05150. MLA: DeepSeek-V2, arXiv:2405.04434.
+arXiv:2305.13245. Sliding window: Beltagy et al. 2020, arXiv:2004.05150. MLA: DeepSeek-V2, arXiv:2405.04434. Cross-layer
+sharing: Brandon et al. 2024, arXiv:2405.12981. Indexer: DeepSeek-V3.2, arXiv:2512.02556.
 """
 
 from __future__ import annotations
@@ -18,17 +20,44 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag, model_validator
 
-from planner.errors import InputError
+from planner.cached import UNBOUNDED, Cached
 from planner.row import Count, Flag, Maybe, Row
 from planner.tensors import Role, Tensor, ceil_div, vector
 
-UNBOUNDED = 2**62
-"""Kept tokens of a layer that keeps them all; larger than any context."""
 
+class Indexer(Row):
+    """A small attention that picks the tokens which the large one reads (DeepSeek-V3.2, arXiv:2512.02556, section 2.1).
 
-def bounded(value: int) -> int | None:
-    """``None`` for a limit that memory does not set."""
-    return None if value >= UNBOUNDED else value
+    It caches one key a token, which every rank holds.
+    """
+
+    heads: Count
+    head_dim: Count
+    top_k: Count
+    """Most tokens that attention then reads."""
+    q_rank: Maybe = 0
+    """Width of the compressed query that its queries are projected from; 0 for the hidden state."""
+    norm_vectors: Maybe = 2
+    """Vectors of ``head_dim`` in the norm of its keys (and queries)."""
+    weights: Flag = True
+    """Whether heads are weighted by a projection of the hidden state."""
+
+    def tensors(self, hidden: int) -> tuple[Tensor, ...]:
+        """Weights of one indexer."""
+        rows = [
+            Tensor("index_q_proj", Role.ATTENTION, self.heads, self.head_dim * (self.q_rank or hidden)),
+            Tensor("index_k_proj", Role.ATTENTION, 1, hidden * self.head_dim),
+        ]
+        if self.norm_vectors:
+            rows.append(vector("index_norm", self.norm_vectors * self.head_dim))
+        if self.weights:
+            rows.append(Tensor("index_weights_proj", Role.ROUTER, self.heads, hidden))
+        return tuple(rows)
+
+    def cached(self, tp: int, every: int = 1) -> Cached:
+        """The keys that the indexer compares with."""
+        work = 2 * ceil_div(self.heads, tp) * self.head_dim
+        return Cached(1, self.head_dim, every=every, flops=work, prefill_flops=work)
 
 
 class AttentionRow(Row):
@@ -39,8 +68,15 @@ class AttentionRow(Row):
     heads: Count
     window: Count | None = None
     """Tokens kept: a sliding window, or the chunk of chunked attention, of which it is the most; none keeps all."""
+    owner: Flag = True
+    """Whether the layer holds its keys and values, rather than reading those of an earlier layer."""
+    indexer: Indexer | None = None
     attends_source: bool = False
     """Whether the keys are the encoder's output (cross-attention) rather than the sequence itself."""
+    distinct: Maybe = 0
+    """How many sets of weights the row's layers have between them, where they share; 0 if each has its own."""
+    extra: Maybe = 0
+    """Small weights beyond those that the row derives: further norms, gates, adapters; every rank holds them."""
 
     @property
     @abstractmethod
@@ -48,39 +84,58 @@ class AttentionRow(Row):
         """Short name, such as ``GQA-8``."""
 
     @abstractmethod
-    def tensors(self, hidden: int) -> tuple[Tensor, ...]:
-        """Weights of one such layer."""
+    def _tensors(self, hidden: int) -> list[Tensor]:
+        """Weights of the variant itself."""
 
     @abstractmethod
-    def cache_elements(self, tp: int) -> int:
-        """Numbers that one token adds to one layer's cache on one rank [elements]."""
-
-    @property
-    @abstractmethod
-    def cache_elements_formula(self) -> str:
-        """The same for one rank of one, in symbols and in numbers."""
-
-    @abstractmethod
-    def decode_flops(self, tp: int) -> int:
-        """Work of one new token against one cached token in one layer on one rank [FLOP]."""
-
-    @abstractmethod
-    def prefill_flops(self, tp: int) -> int:
-        """Work of one prompt token against one earlier token in one layer on one rank [FLOP]."""
+    def _cached(self, tp: int) -> tuple[Cached, ...]:
+        """Vectors that one token adds to one layer's cache on one rank, the indexer's left out."""
 
     @property
     @abstractmethod
     def query_dim(self) -> int:
         """Width of one head's query."""
 
+    def tensors(self, hidden: int) -> tuple[Tensor, ...]:
+        """Weights of one such layer."""
+        rows = self._tensors(hidden)
+        if self.extra:
+            rows.append(vector("attention_extra", self.extra))
+        if self.indexer:
+            rows += self.indexer.tensors(hidden)
+        return tuple(t.shared(self.distinct) for t in rows) if self.distinct else tuple(rows)
+
+    def cached(self, tp: int) -> tuple[Cached, ...]:
+        """All vectors that one token adds to one layer's cache on one rank."""
+        own = self._cached(tp)
+        return (*own, self.indexer.cached(tp)) if self.indexer else own
+
+    def cache_elements(self, tp: int) -> int:
+        """Numbers that one token adds to one layer's cache on one rank, or would if the layer held it [elements]."""
+        return sum(c.vectors * c.width for c in self.cached(tp))
+
     @property
     def kept_tokens(self) -> int:
         """Most tokens that a layer keeps."""
         return self.window or UNBOUNDED
 
+    @property
+    def read_tokens(self) -> int:
+        """Most tokens that a decode step reads."""
+        return self.indexer.top_k if self.indexer else UNBOUNDED
+
     def local_heads(self, tp: int) -> int:
         """Query heads on the fullest rank."""
         return ceil_div(self.heads, tp)
+
+    def entry(
+        self, vectors: int, width: int, part: Literal["k", "v"], flops: int, prefill: int | None = None
+    ) -> Cached:
+        """Cached vectors that share what the row says of keeping, reading and owning."""
+        return Cached(
+            vectors, width, part, kept=self.kept_tokens, read=self.read_tokens, flops=flops,
+            prefill_flops=flops if prefill is None else prefill, owned=self.owner,
+        )  # fmt: skip
 
 
 class HeadAttention(AttentionRow):
@@ -93,11 +148,20 @@ class HeadAttention(AttentionRow):
     v_head_dim: Count | None = None
     """Width of a cached value, where it differs from the key's."""
     qkv_bias: Flag = False
+    k_bias: Flag = True
+    """Whether a row with ``qkv_bias`` has one on keys too (Whisper does not)."""
     o_bias: Flag = False
     qk_norm: Literal["none", "head", "full"] = "none"
     """Norms on queries and keys: one gain a head position, shared by all heads, or one for each head."""
     sinks: Flag = False
     """A learned logit per head (gpt-oss)."""
+    gate: Literal["none", "head", "element"] = "none"
+    """A gate on the output, projected from the hidden state: one number a head, or one an element (Qwen3-Next)."""
+    k_proj: Flag = True
+    v_proj: Flag = True
+    """Whether keys and values are projected here; a layer may read another's, or use its keys as values."""
+    input_width: Count | None = None
+    """Width of what queries, keys and values are projected from, where it is not the hidden state (Zamba)."""
 
     @model_validator(mode="after")
     def _check(self) -> HeadAttention:
@@ -120,39 +184,42 @@ class HeadAttention(AttentionRow):
             return "MHA"
         return "MQA" if self.kv_heads == 1 else f"GQA-{self.kv_heads}"
 
-    def tensors(self, hidden: int) -> tuple[Tensor, ...]:
-        key, value = self.head_dim, self.value_dim
+    def _tensors(self, hidden: int) -> list[Tensor]:
+        key, value, read = self.head_dim, self.value_dim, self.input_width or hidden
         source = Role.SOURCE if self.attends_source else Role.ATTENTION
-        rows = [
-            Tensor("q_proj", Role.ATTENTION, self.heads, hidden * key),
-            Tensor("k_proj", source, self.kv_heads, hidden * key),
-            Tensor("v_proj", source, self.kv_heads, hidden * value),
-            Tensor("o_proj", Role.ATTENTION, self.heads, value * hidden),
-        ]
+        rows = [Tensor("q_proj", Role.ATTENTION, self.heads, read * key)]
+        if self.k_proj:
+            rows.append(Tensor("k_proj", source, self.kv_heads, read * key))
+        if self.v_proj:
+            rows.append(Tensor("v_proj", source, self.kv_heads, read * value))
+        rows.append(Tensor("o_proj", Role.ATTENTION, self.heads, value * hidden))
+        if self.gate != "none":
+            rows.append(
+                Tensor("gate_proj", Role.ATTENTION, self.heads, hidden * (value if self.gate == "element" else 1))
+            )
         if self.qkv_bias:
-            rows += [vector("q_bias", key, self.heads), vector("kv_bias", key + value, self.kv_heads)]
+            width = key * (self.k_proj and self.k_bias) + value * self.v_proj
+            rows.append(vector("q_bias", key, self.heads))
+            if width:
+                rows.append(vector("kv_bias", width, self.kv_heads))
         if self.o_bias:
             rows.append(vector("o_bias", hidden))
         if self.qk_norm == "head":
-            rows.append(vector("qk_norm", 2 * key))
+            rows.append(vector("qk_norm", key + key * self.k_proj))
         elif self.qk_norm == "full":
-            rows += [vector("q_norm", key, self.heads), vector("k_norm", key, self.kv_heads)]
+            rows.append(vector("q_norm", key, self.heads))
+            if self.k_proj:
+                rows.append(vector("k_norm", key, self.kv_heads))
         if self.sinks:
             rows.append(vector("sinks", 1, self.heads))
-        return tuple(rows)
+        return rows
 
-    def cache_elements(self, tp: int) -> int:
-        return ceil_div(self.kv_heads, tp) * (self.head_dim + self.value_dim)
-
-    @property
-    def cache_elements_formula(self) -> str:
-        return f"{self.kv_heads} * ({self.head_dim} + {self.value_dim})"
-
-    def decode_flops(self, tp: int) -> int:
-        return self.local_heads(tp) * (2 * self.head_dim + 2 * self.value_dim)
-
-    def prefill_flops(self, tp: int) -> int:
-        return self.decode_flops(tp)
+    def _cached(self, tp: int) -> tuple[Cached, ...]:
+        local, heads = ceil_div(self.kv_heads, tp), self.local_heads(tp)
+        return (
+            self.entry(local, self.head_dim, "k", 2 * heads * self.head_dim),
+            self.entry(local, self.value_dim, "v", 2 * heads * self.value_dim),
+        )
 
 
 class CrossAttention(HeadAttention):
@@ -179,7 +246,7 @@ class LatentAttention(AttentionRow):
     """Rank of the compressed query; 0 where queries are projected directly."""
     kv_lora_rank: Count
     qk_nope_head_dim: Count
-    qk_rope_head_dim: Count
+    qk_rope_head_dim: Maybe
     v_head_dim: Count
 
     @property
@@ -195,7 +262,7 @@ class LatentAttention(AttentionRow):
         """Width of what is cached for one token in one layer."""
         return self.kv_lora_rank + self.qk_rope_head_dim
 
-    def tensors(self, hidden: int) -> tuple[Tensor, ...]:
+    def _tensors(self, hidden: int) -> list[Tensor]:
         rows = [
             Tensor("kv_a_proj", Role.ATTENTION, 1, hidden * self.latent_dim),
             vector("kv_a_norm", self.kv_lora_rank),
@@ -212,20 +279,83 @@ class LatentAttention(AttentionRow):
             ]
         else:
             rows.append(Tensor("q_proj", Role.ATTENTION, self.heads, hidden * self.query_dim))
-        return tuple(rows)
+        return rows
 
-    def cache_elements(self, tp: int) -> int:
-        return self.latent_dim
+    def _cached(self, tp: int) -> tuple[Cached, ...]:
+        heads = self.local_heads(tp)
+        expanded = heads * (2 * self.query_dim + 2 * self.v_head_dim)
+        absorbed = heads * (2 * self.latent_dim + 2 * self.kv_lora_rank)
+        return (self.entry(1, self.latent_dim, "k", absorbed, expanded),)
+
+
+class CompressedAttention(AttentionRow):
+    """One shared key-value vector a token in a window, and beyond it one for ``every`` tokens (DeepSeek-V4).
+
+    The vector is key and value at once. Compressed entries are kept for the whole context and read by all heads, or those
+    that an indexer over compressed keys picks. Queries and outputs are low-rank; outputs are projected in groups.
+    """
+
+    kind: Literal["compressed"] = "compressed"
+    head_dim: Count
+    every: Maybe = 0
+    """Tokens that one compressed entry stands for; 0 for a layer with its window only."""
+    overlap: Flag = False
+    """Whether an entry also draws on the tokens of the one before: its projections are then twice as wide."""
+    q_lora_rank: Count
+    o_groups: Count
+    o_lora_rank: Count
+    sinks: Flag = True
 
     @property
-    def cache_elements_formula(self) -> str:
-        return f"({self.kv_lora_rank} + {self.qk_rope_head_dim})"
+    def variant(self) -> str:
+        return f"MQA, 1 of {self.every} beyond" if self.every else "MQA"
 
-    def decode_flops(self, tp: int) -> int:
-        return self.local_heads(tp) * (2 * self.latent_dim + 2 * self.kv_lora_rank)
+    @property
+    def query_dim(self) -> int:
+        return self.head_dim
 
-    def prefill_flops(self, tp: int) -> int:
-        return self.local_heads(tp) * (2 * self.query_dim + 2 * self.v_head_dim)
+    def _tensors(self, hidden: int) -> list[Tensor]:
+        dim = self.head_dim
+        rows = [
+            Tensor("q_a_proj", Role.ATTENTION, 1, hidden * self.q_lora_rank),
+            vector("q_a_norm", self.q_lora_rank),
+            Tensor("q_b_proj", Role.ATTENTION, self.heads, self.q_lora_rank * dim),
+            Tensor("kv_proj", Role.ATTENTION, 1, hidden * dim),
+            vector("kv_norm", dim),
+            Tensor("o_a_proj", Role.ATTENTION, self.heads, dim * self.o_lora_rank),
+            Tensor("o_b_proj", Role.ATTENTION, self.o_groups, self.o_lora_rank * hidden),
+        ]
+        if self.sinks:
+            rows.append(vector("sinks", 1, self.heads))
+        if self.every:
+            rows += self._compressor("compressor", hidden, dim)
+            if self.indexer:
+                rows += self._compressor("index_compressor", hidden, self.indexer.head_dim)
+        return rows
+
+    def _compressor(self, name: str, hidden: int, dim: int) -> list[Tensor]:
+        """Two projections, a bias for each position within an entry, and a norm."""
+        wide = dim * (1 + self.overlap)
+        return [
+            Tensor(f"{name}_proj", Role.ATTENTION, 1, 2 * hidden * wide),
+            vector(f"{name}_position", self.every * wide),
+            vector(f"{name}_norm", dim),
+        ]
+
+    def tensors(self, hidden: int) -> tuple[Tensor, ...]:
+        # The indexer's keys come from its compressor rather than from a projection of its own.
+        return tuple(t for t in super().tensors(hidden) if t.name not in ("index_k_proj", "index_norm"))
+
+    def cached(self, tp: int) -> tuple[Cached, ...]:
+        work = 4 * self.local_heads(tp) * self.head_dim
+        near = Cached(1, self.head_dim, kept=self.kept_tokens, flops=work, prefill_flops=work, owned=self.owner)
+        if not self.every:
+            return (near,)
+        far = Cached(1, self.head_dim, every=self.every, read=self.read_tokens, flops=work, prefill_flops=work)
+        return (near, far, self.indexer.cached(tp, self.every)) if self.indexer else (near, far)
+
+    def _cached(self, tp: int) -> tuple[Cached, ...]:
+        return self.cached(tp)
 
 
 def _kind(row: Any) -> str:
@@ -235,71 +365,7 @@ def _kind(row: Any) -> str:
 Attention = Annotated[
     Annotated[HeadAttention, Tag("heads")]
     | Annotated[LatentAttention, Tag("latent")]
+    | Annotated[CompressedAttention, Tag("compressed")]
     | Annotated[CrossAttention, Tag("cross")],
     Discriminator(_kind),
 ]
-
-
-MLA_RANK, MLA_ROPE = 512, 64
-"""Latent width and rotary key width of a what-if MLA: those of DeepSeek-V2 and V3 (arXiv:2405.04434, section 3.1.2)."""
-
-
-def with_variant(row: AttentionRow, variant: str, head_dim: int | None = None) -> AttentionRow:
-    """The same layer with another attention variant: same query heads, widths and window, other keys and values.
-
-    Parameters
-    ----------
-    variant
-        ``mha``, ``mqa``, ``gqa`` (the row's own groups, or the most up to 8 that divide the heads), ``gqa:N`` or
-        ``mla[:RANK]``.
-    head_dim
-        Other width of a head [elements]; Pope et al. 2022 (arXiv:2211.05102, table 1) halve it for their MHA variant.
-
-    Raises
-    ------
-    InputError
-        If the variant is unknown or its heads do not divide the query heads.
-
-    >>> llama = HeadAttention(heads=64, kv_heads=8, head_dim=128)
-    >>> with_variant(llama, "mqa").cache_elements(1) * 8 == llama.cache_elements(1)
-    True
-    """
-    name, _, number = str(variant).strip().lower().partition(":")
-    counted = name in ("gqa", "mla") and number.isascii() and number.isdecimal() and len(number) < 10
-    if name not in ("mha", "gqa", "mqa", "mla") or (number and not counted):
-        raise InputError(f"unknown attention {str(variant)[:40]!r}; use mha, gqa, gqa:N, mqa or mla")
-    key, value, own = _widths(row, head_dim)
-    if name == "mla":
-        if row.attends_source:
-            raise InputError("cross-attention layers have no MLA variant; use mha, gqa:N or mqa")
-        if isinstance(row, LatentAttention):
-            return row.model_copy(update={"kv_lora_rank": _checked(int(number), variant)}) if number else row
-        rank = int(number or MLA_RANK)
-        return LatentAttention(
-            at=row.at, heads=row.heads, window=row.window, kv_lora_rank=_checked(rank, variant),
-            qk_nope_head_dim=key, qk_rope_head_dim=MLA_ROPE, v_head_dim=value,
-        )  # fmt: skip
-    grouped = own if 1 < own < row.heads else max(n for n in range(1, 9) if row.heads % n == 0)
-    kv_heads = {"mha": row.heads, "mqa": 1}.get(name) or int(number or grouped)
-    if kv_heads < 1 or row.heads % kv_heads:
-        raise InputError(f"{variant!r} needs a number of KV heads that divides the {row.heads} query heads")
-    if isinstance(row, HeadAttention):
-        return row.model_copy(update={"kv_heads": kv_heads, "head_dim": key, "v_head_dim": value})
-    return HeadAttention(
-        at=row.at, heads=row.heads, window=row.window, kv_heads=kv_heads, head_dim=key, v_head_dim=value
-    )
-
-
-def _checked(rank: int, variant: str) -> int:
-    if not 1 <= rank <= 2**20:
-        raise InputError(f"{variant!r} needs a latent width between 1 and 2**20")
-    return rank
-
-
-def _widths(row: AttentionRow, head_dim: int | None) -> tuple[int, int, int]:
-    """Width of a key, width of a value and KV heads of a row as published; MLA counts as one KV head a query head."""
-    if isinstance(row, LatentAttention):
-        return head_dim or row.query_dim, head_dim or row.v_head_dim, row.heads
-    if not isinstance(row, HeadAttention):
-        raise InputError(f"{row.variant} layers cannot be given another attention")
-    return head_dim or row.head_dim, head_dim or row.value_dim, row.kv_heads

@@ -46,8 +46,8 @@ def gpu_ids() -> list[str]:
     return _ids(_gpu_folder())
 
 
-def load_model(name: str | Path | ModelSpec) -> ModelSpec:
-    """Load a model by id, alias, Hugging Face id or path of a card.
+def load_card(name: str | Path | ModelSpec) -> ModelSpec:
+    """Load a bundled model by id, alias or Hugging Face id, or a card by its path.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def load_model(name: str | Path | ModelSpec) -> ModelSpec:
     CardError
         If the card cannot be read or contradicts itself.
 
-    >>> load_model("meta-llama/Meta-Llama-3-70B").id
+    >>> load_card("meta-llama/Meta-Llama-3-70B").id
     'llama3-70b'
     """
     if isinstance(name, ModelSpec):

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.attention import UNBOUNDED
+from planner.cached import UNBOUNDED
 from planner.efficiency import Efficiency, efficiency_of
+from planner.formats import formats_label
 from planner.gpu import GpuSpec
 from planner.memory import CacheCurve, activation_bytes, cache_curve, weight_bytes
-from planner.model import ModelSpec, formats_label
+from planner.model import ModelSpec
 from planner.serving import Engine
 from planner.stage import Sharding, Stage, stages_of
 from planner.tensors import ceil_div

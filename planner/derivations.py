@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.attention import UNBOUNDED, AttentionRow
+from planner.attention import AttentionRow
+from planner.cached import UNBOUNDED, Cached
 from planner.deployment import Deployment
 from planner.evaluate import decode_operators, prefill_operators
 from planner.gpu import GpuSpec
 from planner.memory import widest_intermediate
+from planner.precision import find_format
 from planner.result import Plan
 from planner.roofline import IDEAL, Shares
 from planner.tensors import Tensor, ceil_div
@@ -71,9 +73,29 @@ def _weights(d: Deployment, tensors: list[tuple[Tensor, int]], tp: int) -> str:
     return _sum([f"{n} * {bits[f] / 8}" for f, n in by_format.items()])
 
 
-def _rate(row: AttentionRow, count: int, d: Deployment) -> str:
-    size = d.precision.kv.bits / 8
-    return _times(count, f"{row.cache_elements_formula} * {size}")
+def _vectors(cached: tuple[Cached, ...], d: Deployment) -> str:
+    """Bytes of one entry of like cached vectors: ``8 * (128 + 128) * 2``."""
+    forms = [c.form(d.precision.kv) for c in cached]
+    widths = [
+        f"{c.width} * {f.bits / 8} + {f.vector_bytes}" if f.vector_bytes else f"{c.width}"
+        for c, f in zip(cached, forms, strict=True)
+    ]
+    if len(set(forms)) == 1 and len({c.vectors for c in cached}) == 1:
+        inside = f"({' + '.join(widths)})" if len(widths) > 1 or forms[0].vector_bytes else widths[0]
+        return _times(cached[0].vectors, inside if forms[0].vector_bytes else f"{inside} * {forms[0].bits / 8}")
+    return f"({_sum([_vectors((c,), d) for c in cached])})"
+
+
+def _entries(c: Case, saturated: bool | None = None) -> list[tuple[str, Cached]]:
+    """Rates of all cached vectors that grow with the context, in numbers, those that are kept alike together."""
+    found = []
+    for row, count in _rows(c):
+        alike: dict[tuple[int, int], list[Cached]] = {}
+        for cached in () if row.attends_source else row.cached(1):
+            if cached.owned and not (saturated and cached.kept < UNBOUNDED):
+                alike.setdefault((cached.kept, cached.every), []).append(cached)
+        found += [(_times(count, _vectors(tuple(like), c.d)), like[0]) for like in alike.values()]
+    return found
 
 
 def _rows(c: Case) -> list[tuple[AttentionRow, int]]:
@@ -81,21 +103,38 @@ def _rows(c: Case) -> list[tuple[AttentionRow, int]]:
 
 
 def _per_token(c: Case, saturated: bool) -> str:
-    rows = [(r, n) for r, n in _rows(c) if not r.attends_source and not (saturated and r.window)]
-    return _sum([_rate(row, count, c.d) for row, count in rows])
+    return _sum([f"{rate} / {one.every}" if one.every > 1 else rate for rate, one in _entries(c, saturated)])
 
 
 def _per_sequence(c: Case) -> str:
     terms = []
-    for row, count in _rows(c):
-        kept = str(c.d.source_tokens) if row.attends_source else str(c.context)
-        kept = f"min({kept}, {row.window})" if row.window and not row.attends_source else kept
-        terms.append(f"{_rate(row, count, c.d)} * {kept}")
-    return _sum(terms)
+    for rate, one in _entries(c):
+        kept = f"min({c.context}, {one.kept})" if one.kept < UNBOUNDED else str(c.context)
+        terms.append(f"{rate} * ({kept} // {one.every})" if one.every > 1 else f"{rate} * {kept}")
+    fixed = _fixed_terms(c)
+    return _sum([*terms, *fixed])
+
+
+def _fixed_terms(c: Case) -> list[str]:
+    d = c.d
+    crossed = [(row, count) for row, count in _rows(c) if row.attends_source]
+    terms = [f"{_times(count, _vectors(row.cached(1), d))} * {d.source_tokens}" for row, count in crossed]
+    for group in d.model.groups:
+        if state := group.state:
+            parts = [
+                f"{elements} * {find_format(form).bits / 8}"
+                for elements, form in (
+                    (state.state_formula, state.state_format),
+                    (f"{state.conv_elements}", state.conv_format),
+                )
+                if elements != "0"
+            ]
+            terms.append(_times(group.count, f"({_sum(parts)})"))
+    return terms
 
 
 def _fixed(c: Case) -> str:
-    return _sum([f"{_rate(r, n, c.d)} * {c.d.source_tokens}" for r, n in _rows(c) if r.attends_source])
+    return _sum(_fixed_terms(c))
 
 
 def _pool(c: Case) -> str:
@@ -159,9 +198,11 @@ def _max_context(c: Case) -> str:
         return "None"
     share, curve = answers[longest]
     # The line of the curve that the answer lies on: windows shorter than it are full, the others still fill.
-    full = sum(rate * kept for rate, kept in curve.terms if kept <= longest) + curve.fixed
-    slope = sum(rate for rate, kept in curve.terms if kept > longest)
+    full = sum(term.nbytes(longest) for term in curve.terms if term.kept <= longest) + curve.fixed
+    slope = sum(term.slope for term in curve.terms if term.kept > longest)
     block = d.engine.block_tokens
+    if any(term.every > 1 for term in curve.terms):  # a staircase: the longest was found by bisection
+        return f"{longest} // {block} * {block}"
     inside = f"({share} - {full}) // {slope}" if full else f"{share} // {slope}"
     return f"{inside} // {block} * {block}" if block > 1 else f"max(0, {inside})"
 
@@ -287,12 +328,14 @@ QUANTITIES: dict[str, Quantity] = {
         lambda c: _per_token(c, True), lambda p: p.memory.kv_bytes_per_token_saturated, _cache_sources,
     ),
     "kv_bytes_per_sequence": Quantity(
-        "Cache of one sequence of the planned context, whole model.", "B", _CACHE + " * min(context, window)",
+        "Cache of one sequence of the planned context, whole model.", "B",
+        _CACHE + " * min(context, window) + recurrent state",
         _per_sequence, lambda p: p.memory.kv_bytes_per_sequence, _cache_sources,
     ),
     "state_bytes_per_sequence": Quantity(
-        "What a sequence holds whatever its length: cross-attention over the source.", "B",
-        _CACHE + " * source tokens, cross-attention rows only", _fixed, lambda p: p.memory.state_bytes_per_sequence,
+        "What a sequence holds whatever its length: recurrent state, and cross-attention over the source.", "B",
+        "sum over state rows of layers * (state * bytes + convolution inputs * bytes) + " + _CACHE
+        + " * source tokens, cross-attention rows only", _fixed, lambda p: p.memory.state_bytes_per_sequence,
         _cache_sources,
     ),
     "budget_bytes_per_gpu": Quantity(

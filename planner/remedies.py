@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from planner.attention import bounded
+from planner.cached import bounded
 from planner.catalog import gpu_ids, load_gpu
 from planner.deployment import Deployment
 from planner.errors import InputError

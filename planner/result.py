@@ -113,8 +113,8 @@ class MemoryPlan(Result):
 
     weight_bytes: int
     weight_bytes_per_gpu: int
-    kv_bytes_per_token: int
-    kv_bytes_per_token_saturated: int
+    kv_bytes_per_token: int | float
+    kv_bytes_per_token_saturated: int | float
     kv_bytes_per_sequence: int
     state_bytes_per_sequence: int
     kv_bytes_per_gpu: int

@@ -15,7 +15,7 @@ from planner.deployment import Deployment
 from planner.errors import InputError, UnknownNameError
 from planner.gpu import GpuSpec
 from planner.model import ModelSpec
-from planner.precision import find_format
+from planner.precision import find_kv
 from planner.serving import load_engine
 from planner.stage import Sharding
 from planner.units import parse_bytes, parse_fraction, parse_tokens
@@ -99,7 +99,7 @@ def deploy(
         raise InputError(f"kv_shard is 'heads' or 'batch', not {kv_shard!r}")
     profile = load_engine(engine)
     kv = "bf16" if kv is None or kv == "auto" else kv
-    precision = Precision(model.weight_formats(weights), find_format(kv, kv=True))
+    precision = Precision(model.weight_formats(weights), find_kv(kv))
     if source is not None and not model.source_tokens:
         raise InputError(f"{model.id} is a decoder only and has no source; leave --source out")
     fraction = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.model import LayerGroup, ModelSpec
-from planner.tensors import Role, Tensor
+from planner.tensors import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Stage:
 
     def all_tensors(self) -> list[tuple[Tensor, int]]:
         """Every tensor of the stage with its number of copies."""
-        return [*self.tensors, *((t, count) for group, count in self.groups for t in group.tensors)]
+        return [*self.tensors, *((t, t.held(count)) for group, count in self.groups for t in group.tensors)]
 
     @property
     def layers(self) -> int:
@@ -92,7 +92,7 @@ def stages_of(model: ModelSpec, pp: int) -> tuple[Stage, ...]:
         if last:
             tensors += [(t, 1) for t in model.output_tensors]
             if model.tied and not first:
-                tensors.append((Tensor("lm_head", Role.HEAD, model.vocab, model.hidden), 1))
+                tensors.append((model.head, 1))
         found.append(Stage(groups, tuple(tensors), first, last))
         start += layers
     return tuple(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,8 @@ class Tensor:
         Equal tensors side by side, such as routed experts.
     used
         How many of the copies one token is multiplied by.
+    distinct
+        How many of it there are among like layers that share them; 0 if every layer has its own.
     """
 
     name: str
@@ -63,9 +65,23 @@ class Tensor:
     unit_size: int
     copies: int = 1
     used: int = 1
+    distinct: int = 0
+
+    def shared(self, distinct: int) -> Tensor:
+        """The same tensor, of which like layers have so many between them."""
+        return replace(self, distinct=distinct)
+
+    def held(self, layers: int) -> int:
+        """How many of it ``layers`` like layers hold.
+
+        >>> Tensor("q_proj", Role.ATTENTION, 8, 64).shared(2).held(9)
+        2
+        """
+        return min(layers, self.distinct) if self.distinct else layers
 
     @property
     def parameters(self) -> int:
+        """Parameters in it."""
         return self.copies * self.units * self.unit_size
 
     @property

@@ -7,16 +7,18 @@ Activations between operators are taken to stay on chip.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from planner.attention import AttentionRow
+from planner.formats import Formats
 from planner.model import LayerGroup, ModelSpec
-from planner.precision import Format
+from planner.precision import KvFormats
 from planner.stage import Sharding, Stage
+from planner.state import StateRow
 from planner.tensors import Role, Tensor
 
 if TYPE_CHECKING:
@@ -58,8 +60,8 @@ class Operator:
 class Precision:
     """Formats that a model runs in."""
 
-    weights: Mapping[Role, Format]
-    kv: Format
+    weights: Formats
+    kv: KvFormats
 
 
 # Kernels of one layer when a step is captured in a graph and fused as engines do. Projections: norm, QKV, output; attention:
@@ -82,6 +84,8 @@ def decode_work(
     found = []
     for group, count in stage.groups:
         found += [_attention(row, count, precision.kv, sharding, batch, context, source) for row in group.attention]
+        if group.state:
+            found.append(_state(group.state, count, sharding, batch))
         found += _layer(model, group, count, precision, sharding.tp, batch, model.parallel)
     return found + _ends(model, stage, precision, sharding.tp, batch, batch)
 
@@ -91,23 +95,30 @@ def prefill_work(
 ) -> list[Operator]:
     """Work of prefilling one prompt in one go: ``tokens`` tokens, and ``source`` tokens of an encoder-decoder's source.
 
-    Causal attention compares each token with itself and those before it that the row keeps; only the last token's logits
-    are computed. An encoder reads its whole source with every token seeing every other, and each decoder layer turns the
+    Causal attention compares each token with itself and those before it that the row keeps and reads; a layer of fixed state
+    updates it with every token on chip and writes it once; only the last token's logits are computed. An encoder reads its whole source with every token seeing every other, and each decoder layer turns the
     result into keys and values once.
     """
     found = []
     for group, count in stage.groups:
         for row in group.attention:
-            pairs = tokens * source if row.attends_source else causal_pairs(tokens, row.kept_tokens)
-            written = float(precision.kv.nbytes(row.cache_elements(tp))) * (source if row.attends_source else tokens)
-            found.append(_attention_of(count, pairs * row.prefill_flops(tp), written))
+            written = flops = 0.0
+            for c in row.cached(tp):
+                pairs = tokens * source if row.attends_source else causal_pairs(tokens, min(c.kept, c.read)) / c.every
+                flops += pairs * c.prefill_flops
+                if c.owned:
+                    written += float(c.entry_bytes(precision.kv)) * (source if row.attends_source else tokens) / c.every
+            found.append(_attention_of(count, flops, written))
+        if group.state:
+            state_bytes = float(group.state.state_bytes(tp))
+            found.append(_attention_of(count, tokens * group.state.update_flops(tp), state_bytes))
         if any(t.role is Role.SOURCE for t in group.tensors):
             found.append(_linear("cross-attention", group.tensors, count, Role.SOURCE, precision, tp, source, 1))
         found += _layer(model, group, count, precision, tp, tokens, model.parallel)
     if stage.first and model.encoder:
         for group in model.encoder_groups:
             pairs = float(source) * source
-            work = sum(pairs * row.prefill_flops(tp) for row in group.attention)
+            work = sum(pairs * c.prefill_flops for row in group.attention for c in row.cached(tp))
             found.append(_attention_of(group.count, work, 0.0))
             found += _layer(model, group, group.count, precision, tp, source, model.encoder.parallel)
     return found + _ends(model, stage, precision, tp, tokens, 1.0)
@@ -117,16 +128,20 @@ def _layer(
     model: ModelSpec, group: LayerGroup, count: int, precision: Precision, tp: int, tokens: Numbers, parallel: bool
 ) -> list[Operator]:
     """What every token of a layer is multiplied by, and the sums over ranks that follow."""
-    found = [_linear("projections", group.tensors, count, Role.ATTENTION, precision, tp, tokens, _PROJECTION_LAUNCHES)]
+    found = []
+    if group.attention or group.state:
+        projections = (group.tensors, count, Role.ATTENTION, precision, tp, tokens, _PROJECTION_LAUNCHES)
+        found.append(_linear("projections", *projections))
     found += _feed_forward(group.tensors, count, precision, tp, tokens)
-    blocks = 1 if parallel else len(group.attention) + bool(group.ffn)
+    mixers = len(group.attention) or bool(group.state)  # attention and state side by side are summed once
+    blocks = 1 if parallel else mixers + bool(group.ffn)
     return found + _all_reduces(model, count * blocks, tp, tokens)
 
 
-def _attention_of(count: int, flops: Numbers, cache_bytes: Numbers) -> Operator:
-    """Attention of ``count`` like layers, each with so much work."""
+def _attention_of(count: int, flops: Numbers, cache_bytes: Numbers, name: str = "attention") -> Operator:
+    """Attention, or a state's update, of ``count`` like layers, each with so much work."""
     launches = count * _ATTENTION_LAUNCHES
-    return Operator("attention", flops=count * flops, cache_bytes=count * cache_bytes, launches=launches)
+    return Operator(name, flops=count * flops, cache_bytes=count * cache_bytes, launches=launches)
 
 
 def causal_pairs(tokens: float, kept: int) -> float:
@@ -162,14 +177,26 @@ def _linear(
 
 
 def _attention(
-    row: AttentionRow, count: int, kv: Format, sharding: Sharding, batch: Numbers, context: Numbers, source: int
+    row: AttentionRow, count: int, kv: KvFormats, sharding: Sharding, batch: Numbers, context: Numbers, source: int
 ) -> Operator:
     local_batch = np.ceil(np.asarray(batch) / sharding.batch_ranks)
-    read = float(source) if row.attends_source else np.minimum(context, float(row.kept_tokens))
-    written = 0.0 if row.attends_source else 1.0
-    token_bytes = float(kv.nbytes(row.cache_elements(sharding.head_ranks)))
-    flops = float(row.decode_flops(sharding.head_ranks)) * local_batch * read
-    return _attention_of(count, flops, token_bytes * local_batch * (read + written))
+    flops: Numbers = 0.0
+    moved: Numbers = 0.0
+    for c in row.cached(sharding.head_ranks):
+        read = float(source) if row.attends_source else c.entries_read(context)
+        written = 0.0 if row.attends_source or not c.owned else 1.0 / c.every
+        flops = flops + float(c.flops) * read
+        moved = moved + float(c.entry_bytes(kv)) * (read + written)
+    return _attention_of(count, flops * local_batch, moved * local_batch)
+
+
+def _state(row: StateRow, count: int, sharding: Sharding, batch: Numbers) -> Operator:
+    """A layer of fixed state: the state of every sequence is read, updated and written back."""
+    local_batch = np.ceil(np.asarray(batch, dtype=float) / sharding.batch_ranks)
+    ranks = sharding.head_ranks
+    return _attention_of(
+        count, row.update_flops(ranks) * local_batch, 2.0 * row.state_bytes(ranks) * local_batch, name="state"
+    )
 
 
 def _feed_forward(
@@ -214,14 +241,13 @@ def _ends(
 ) -> list[Operator]:
     """Embedding look-up, the hand-over between stages, and the head with its logits."""
     found = []
-    row_bytes = precision.weights[Role.EMBEDDING].bytes_per_element * model.hidden
+    row_bytes = precision.weights[Role.EMBEDDING].bytes_per_element * (model.embedding_width or model.hidden)
     if stage.first:
         found.append(Operator("embedding", weight_bytes=row_bytes * tokens, launches=1))
     if not stage.last:
         found.append(Operator("stage hand-over", sent_bytes=model.hidden * ACTIVATION_BYTES * tokens, launches=1))
     else:
-        head = Tensor("lm_head", Role.HEAD, model.vocab, model.hidden)
-        found.append(_linear("lm_head", (head,), 1, Role.HEAD, precision, tp, sampled, 2))
+        found.append(_linear("lm_head", (model.head,), 1, Role.HEAD, precision, tp, sampled, 2))
         if tp > 1:
             logits = (tp - 1) / tp * model.vocab * ACTIVATION_BYTES * sampled  # a ring passes on what the others hold
             found.append(Operator("logits gather", sent_bytes=logits, launches=1))

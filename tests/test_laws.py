@@ -7,20 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.attention import UNBOUNDED, HeadAttention, with_variant
+from planner.attention import HeadAttention
+from planner.cached import UNBOUNDED
 from planner.evaluate import OCTAVES, crossover, decode_times, evaluate, interval_s
-from planner.memory import CacheCurve, cache_curve
+from planner.memory import CacheCurve, Term, cache_curve
 from planner.model import ModelSpec
-from planner.precision import find_format
+from planner.precision import find_kv
 from planner.roofline import BOUNDS
 from planner.row import Row
 from planner.settle import deploy
 from planner.stage import split_layers, stages_of
+from planner.variants import with_variant
 from planner.verbs.plan import plan
 from planner.verbs.sweep import sweep
 from tests.specs import build, device, models
 
-BF16 = find_format("bf16")
+BF16 = find_kv("bf16")
 contexts = st.integers(1, 4096)
 batches = st.integers(1, 3000)
 
@@ -74,10 +76,11 @@ def test_stages_hold_every_layer_once(model: ModelSpec, pp: int) -> None:
     st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 500)), max_size=3),
     st.integers(0, 10**6),
     st.integers(0, 10**6),
+    st.sampled_from([1, 4, 128]),
 )
-def test_longest_is_the_inverse_of_the_curve(windows: list[tuple[int, int]], rate: int, fixed: int) -> None:
-    full = ((rate, UNBOUNDED),) if rate else ()
-    curve = CacheCurve((*((r, k) for r, k in windows), *full), fixed)
+def test_longest_is_the_inverse_of_the_curve(windows: list[tuple[int, int]], rate: int, fixed: int, every: int) -> None:
+    full = (Term(rate, UNBOUNDED, every),) if rate else ()
+    curve = CacheCurve((*(Term(r, k) for r, k in windows), *full), fixed)
     for budget in (0, fixed, fixed + 1, curve.nbytes(77), curve.nbytes(77) + 1, 10**9):
         longest = curve.longest(budget)
         if longest >= UNBOUNDED:

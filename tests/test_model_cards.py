@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.catalog import load_model, model_ids, normalise
+from planner.catalog import load_card as load_model
+from planner.catalog import model_ids, normalise
 from planner.errors import UnknownNameError
 from planner.model import ModelSpec
 from planner.precision import find_format

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from planner.attention import HeadAttention, LatentAttention
 from planner.memory import cache_curve, weight_bytes
 from planner.model import ModelSpec
-from planner.precision import FORMATS, find_format
+from planner.precision import find_kv
 from planner.roofline import StepTime, add_stages
 from planner.stage import Sharding, stages_of
 from planner.tensors import Role
@@ -106,13 +106,13 @@ def test_cache_bytes(model: ModelSpec, context: int, tp: int, kv: str) -> None:
                 queue.append(token)
             held[rank] += sum(queue)
     stage = stages_of(model, 1)[0]
-    assert cache_curve(stage, find_format(kv), tp).nbytes(context) == max(held)
+    assert cache_curve(stage, find_kv(kv), tp).nbytes(context) == max(held)
 
 
 @given(models(), st.integers(1, 40), st.integers(1, 100))
 def test_decode_work(model: ModelSpec, batch: int, context: int) -> None:
     """Multiply-adds counted matrix by matrix and token by token, dense models on one device."""
-    precision = Precision(model.weight_formats("bf16"), FORMATS["bf16"])
+    precision = Precision(model.weight_formats("bf16"), find_kv("bf16"))
     ops = decode_work(model, stages_of(model, 1)[0], precision, Sharding(1), float(batch), float(context))
     flops = 2 * batch * model.vocab * model.hidden
     read = batch * model.hidden * 2 + model.vocab * model.hidden * 2
@@ -160,7 +160,7 @@ def test_encoder_decoder_counts_cross_attention_once_a_source_token() -> None:
     ffn = ({"width": 32},)
     encoder = {"layers": 2, "attention": (row,), "ffn": ffn}
     model = build(attention=(row, {"kind": "cross", **row}), layers=3, encoder=encoder, source_tokens=20, ffn=ffn)
-    curve = cache_curve(stages_of(model, 1)[0], find_format("bf16"), 1, 20)
+    curve = cache_curve(stages_of(model, 1)[0], find_kv("bf16"), 1, 20)
     each = 2 * 4 * 8 * 2
     assert curve.nbytes(7) == 3 * (7 * each + 20 * each)
     assert curve.growing == 3 * each
@@ -175,7 +175,7 @@ def test_encoder_decoder_work_is_counted_once_a_source_token() -> None:
         attention=(row, {"kind": "cross", **row}), layers=layers, encoder=encoder, source_tokens=source,
         ffn=({"width": width},),
     )  # fmt: skip
-    precision = Precision(model.weight_formats("bf16"), FORMATS["bf16"])
+    precision = Precision(model.weight_formats("bf16"), find_kv("bf16"))
     square = h * heads * dim
     decode = decode_work(model, stages_of(model, 1)[0], precision, Sharding(1), 1.0, 7.0, source)
     decoder = layers * (6 * square + 3 * h * width)

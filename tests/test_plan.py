@@ -186,7 +186,7 @@ def test_a_tied_head_is_copied_to_the_last_of_several_stages() -> None:
         {"batch": 0}, {"batch": -1}, {"batch": 1.5}, {"batch": float("nan")}, {"batch": True}, {"batch": 10**30},
         {"context": 0}, {"context": 10**9}, {"context": "8q"}, {"tp": 3}, {"tp": 0}, {"tp": "4"}, {"tp": True}, {"pp": 81},
         {"tp": 2, "pp": 3}, {"memory_fraction": 0}, {"memory_fraction": 1.5}, {"memory_fraction": float("nan")},
-        {"weights": "fp3"}, {"kv": "int4"}, {"engine": "nothing"}, {"attention": "mha:3"}, {"attention": "gqa:7"},
+        {"weights": "fp3"}, {"kv": "int3"}, {"engine": "nothing"}, {"attention": "mha:3"}, {"attention": "gqa:7"},
         {"attention": "gqa:0"}, {"kv_memory": "many"}, {"kv_memory": -1}, {"source": 100}, {"kv_shard": "sideways"},
     ],
 )  # fmt: skip

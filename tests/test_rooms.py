@@ -12,10 +12,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "planner"
 
 ORDER = [
-    "arrays", "errors", "units", "axes", "columns", "files", "row", "precision", "tensors", "attention",
-    "model", "gpu", "catalog", "stage", "memory", "work", "roofline", "efficiency", "serving", "deployment", "settle",
+    "arrays", "errors", "units", "axes", "columns", "files", "row", "precision", "cached", "tensors", "formats",
+    "attention", "variants", "state", "feedforward", "model", "gpu", "catalog",
+    "checkpoint.jsonfile", "checkpoint.expression", "checkpoint.architecture", "checkpoint.template", "checkpoint.modules",
+    "checkpoint.quantization", "checkpoint.reconcile", "checkpoint.config", "checkpoint.load",
+    "stage", "memory", "work", "roofline", "efficiency", "serving", "deployment", "settle",
     "evaluate", "result", "remedies", "derivations", "verbs.plan", "verbs.sweep", "verbs.compare", "verbs.explain",
-    "report.tables", "report.data", "report.words", "report.terminal", "cli.options", "cli.output",
+    "report.tables", "report.data", "report.words", "report.terminal", "report.card", "cli.options", "cli.output",
     "cli.commands", "cli.app",
 ]  # fmt: skip
 
@@ -83,5 +86,5 @@ def test_loading_one_card_reads_no_other(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(catalog, "_read", reading)
     monkeypatch.setattr(catalog, "_loaded", {})
-    catalog.load_model("llama3-70b")
+    catalog.load_card("llama3-70b")
     assert read == ["llama3-70b.toml"]

@@ -41,7 +41,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(commands.top)
-for verb in (commands.plan, commands.compare, commands.sweep, commands.explain, commands.models, commands.gpus):
+for verb in (
+    commands.plan,
+    commands.compare,
+    commands.sweep,
+    commands.explain,
+    commands.models,
+    commands.gpus,
+    commands.card,
+):
     app.command()(verb)
 
 

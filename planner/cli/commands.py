@@ -11,6 +11,7 @@ import typer
 
 from planner import __version__
 from planner.cli.options import (
+    AssumeDecoder,
     Attention,
     Batch,
     Context,
@@ -26,6 +27,7 @@ from planner.cli.options import (
     Model,
     PadHeads,
     Pp,
+    Revision,
     SourceTokens,
     Tp,
     Weights,
@@ -37,6 +39,7 @@ from planner.cli.options import (
 from planner.cli.output import Outputs, render, table_outputs
 
 if TYPE_CHECKING:
+    from planner.model import ModelSpec
     from planner.verbs.plan import Options
     from planner.verbs.sweep import Sweep
 
@@ -83,6 +86,8 @@ def plan(
     source: SourceTokens = None,
     kv_shard: KvShard = "heads",
     pad_heads: PadHeads = False,
+    revision: Revision = None,
+    assume_decoder: AssumeDecoder = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if it does not fit.")] = False,
     json: Json = None,
     csv: Csv = None,
@@ -92,7 +97,8 @@ def plan(
     from planner.verbs.plan import plan as run
 
     options = _options(tp, pp, weights, kv, engine, memory_fraction, kv_memory, source, kv_shard, pad_heads)
-    answer = run(model, gpu, batch=batch, context=context, attention=attention, **options)
+    spec = _spec(model, revision, assume_decoder)
+    answer = run(spec, gpu, batch=batch, context=context, attention=attention, **options)
 
     def show() -> None:
         from planner.report.terminal import console, show_plan
@@ -136,6 +142,8 @@ def compare(
     memory_fraction: Fraction = None,
     kv_memory: KvMemory = None,
     source: SourceTokens = None,
+    revision: Revision = None,
+    assume_decoder: AssumeDecoder = False,
     json: Json = None,
     csv: Csv = None,
     md: Md = None,
@@ -144,7 +152,7 @@ def compare(
     from planner.verbs.compare import compare as run
 
     options = _options(tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
-    answer = run(model, gpu, attention, batch=batch, context=context, **options)
+    answer = run(_spec(model, revision, assume_decoder), gpu, attention, batch=batch, context=context, **options)
 
     def show() -> None:
         from planner.report.terminal import console, show_comparison
@@ -252,6 +260,8 @@ def explain(
     memory_fraction: Fraction = None,
     kv_memory: KvMemory = None,
     source: SourceTokens = None,
+    revision: Revision = None,
+    assume_decoder: AssumeDecoder = False,
     json: Json = None,
     csv: Csv = None,
     md: Md = None,
@@ -261,7 +271,8 @@ def explain(
     from planner.verbs.explain import explain as run
 
     options = _options(tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
-    answer = run(model, gpu, quantity, batch=batch, context=context, attention=attention, **options)
+    spec = _spec(model, revision, assume_decoder)
+    answer = run(spec, gpu, quantity, batch=batch, context=context, attention=attention, **options)
 
     def show() -> None:
         from planner.report.terminal import console, show_explanation
@@ -281,7 +292,8 @@ def models(
     md: Md = None,
 ) -> None:
     """List the bundled models, or show one."""
-    from planner.catalog import load_model, matching, model_ids
+    from planner.catalog import matching, model_ids
+    from planner.checkpoint.load import load_model
     from planner.report.tables import model_table
 
     found = matching(name, model_ids(), load_model)
@@ -312,6 +324,29 @@ def gpus(
         show_gpu(found[0], console()) if len(found) == 1 else show_catalogue(gpu_table(found), console())
 
     render(table_outputs(gpu_table(found), json, csv, md), show)
+
+
+def card(
+    model: Model,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.")] = "-",
+    revision: Revision = None,
+    assume_decoder: AssumeDecoder = False,
+) -> None:
+    """Write a model as a card: from a config.json, a checkpoint folder, a GGUF file or the hub."""
+    from planner.checkpoint.load import load_model
+    from planner.report.card import card_text
+
+    text = card_text(load_model(model, revision=revision, assume_decoder=assume_decoder))
+    render([(out, lambda stream: stream.write(text))], lambda: None)
+
+
+def _spec(model: str, revision: str | None, assume_decoder: bool) -> str | ModelSpec:
+    """The model, loaded here where the options say how."""
+    if revision is None and not assume_decoder:
+        return model
+    from planner.checkpoint.load import load_model
+
+    return load_model(model, revision=revision, assume_decoder=assume_decoder)
 
 
 def _options(

@@ -50,9 +50,9 @@ def _weight_formats() -> list[str]:
 
 
 def _kv_formats() -> list[str]:
-    from planner.precision import kv_formats
+    from planner.precision import KV_FORMATS
 
-    return list(kv_formats())
+    return list(KV_FORMATS)
 
 
 def _engines() -> list[str]:
@@ -71,11 +71,28 @@ complete_models, complete_gpus = _complete(_models), _complete(_gpus)
 complete_quantities, complete_variants = _complete(_quantities), _complete(_variants)
 
 _OUTPUT = "Output (FILE, or - for standard output)"
+_SOURCE = "Model"
 _PARALLEL = "GPUs"
 _FORMAT = "Formats and engine"
 _WORK = "Workload"
 
-Model = Annotated[str, typer.Argument(help="Model: id, Hugging Face id or card file.", autocompletion=complete_models)]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Model: id, Hugging Face id, config.json, checkpoint folder, GGUF file or card.",
+        autocompletion=complete_models,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit on the Hugging Face hub.", rich_help_panel=_SOURCE),
+]
+AssumeDecoder = Annotated[
+    bool,
+    typer.Option(
+        "--assume-decoder", help="Plan an unknown architecture as a standard decoder.", rich_help_panel=_SOURCE
+    ),
+]
 Gpu = Annotated[
     str,
     typer.Option(
@@ -104,7 +121,7 @@ PadHeads = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="Weight format; by default the checkpoint's own.",
+        help="Weight format or GGUF mix; by default the checkpoint's own.",
         autocompletion=_complete(_weight_formats),
         rich_help_panel=_FORMAT,
     ),
@@ -112,7 +129,9 @@ Weights = Annotated[
 Kv = Annotated[
     str | None,
     typer.Option(
-        help="KV-cache format; by default bf16.", autocompletion=_complete(_kv_formats), rich_help_panel=_FORMAT
+        help="KV-cache format, or keys:values such as q8_0:q4_0; by default bf16.",
+        autocompletion=_complete(_kv_formats),
+        rich_help_panel=_FORMAT,
     ),
 ]
 Engine = Annotated[

@@ -19,7 +19,7 @@ from planner.columns import (
     Column,
 )
 from planner.memory import cache_curve
-from planner.precision import find_format
+from planner.precision import find_kv
 from planner.result import DecodePlan, Plan
 from planner.stage import stages_of
 
@@ -134,7 +134,7 @@ def model_table(models: Iterable[ModelSpec]) -> Table:
 
 
 def _model_row(m: ModelSpec) -> Record:
-    curve = cache_curve(stages_of(m, 1)[0], find_format("bf16"), 1, m.source_tokens)
+    curve = cache_curve(stages_of(m, 1)[0], find_kv("bf16"), 1, m.source_tokens)
     return {
         "id": m.id,
         "parameters": m.total_parameters,

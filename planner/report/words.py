@@ -35,7 +35,13 @@ def facts(plan: Plan) -> Iterator[str]:
     )
     saturated = memory.kv_bytes_per_token_saturated
     full = "" if saturated == memory.kv_bytes_per_token else f", {format_bytes(saturated)} once windows are full"
-    kv = f"KV {deployment.kv} {format_bytes(memory.kv_bytes_per_token)} a token{full}"
+    kv = (
+        f"KV {deployment.kv} {format_bytes(memory.kv_bytes_per_token)} a token{full}"
+        if memory.kv_bytes_per_token
+        else "no KV"
+    )
+    if memory.state_bytes_per_sequence:
+        kv += f" · state {format_bytes(memory.state_bytes_per_sequence)} a sequence"
     yield f"weights {deployment.weights} {format_bytes(memory.weight_bytes)} · {kv}"
     stages = f" × PP {deployment.pipeline_parallel}" if deployment.pipeline_parallel > 1 else ""
     engine = "no engine" if deployment.engine == "none" else f"{deployment.engine} {deployment.engine_version}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from planner.axes import parse_names
-from planner.catalog import load_model
+from planner.checkpoint.load import load_model
 from planner.gpu import GpuSpec
 from planner.model import ModelSpec
 from planner.result import DeploymentFacts, GpuFacts, ModelFacts, Plan, Result, Workload
@@ -40,7 +40,7 @@ class Variant(Result):
     attention: str
     variant: str
     parameters: int
-    kv_bytes_per_token: int
+    kv_bytes_per_token: int | float
     kv_bytes_per_sequence: int
     factor_vs_mha: float
     factor_vs_published: float

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-from planner.catalog import load_model
+from planner.checkpoint.load import load_model
 from planner.derivations import QUANTITIES, Case
 from planner.errors import unknown_name
 from planner.gpu import GpuSpec

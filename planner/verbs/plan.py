@@ -8,8 +8,10 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
-from planner.attention import HeadAttention, LatentAttention, bounded
-from planner.catalog import load_model, normalise
+from planner.attention import CompressedAttention, HeadAttention, LatentAttention
+from planner.cached import bounded
+from planner.catalog import normalise
+from planner.checkpoint.load import load_model
 from planner.deployment import Deployment
 from planner.errors import InputError
 from planner.evaluate import OCTAVES, crossover, decode_times, interval_s, prefill_times
@@ -287,6 +289,8 @@ def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> I
             yield f"KV heads ({kv_heads}) do not divide evenly over {ranks} ranks; engines may refuse this degree."
     if ranks > 1 and any(isinstance(row, LatentAttention) for row in rows):
         yield f"MLA's latent cannot be split by heads: each of the {ranks} ranks keeps all of it."
+    if ranks > 1 and any(isinstance(row, CompressedAttention) for row in rows):
+        yield f"The one key-value vector of a token cannot be split: each of the {ranks} ranks keeps all of it."
     if d.engine.vendors and gpu.vendor not in d.engine.vendors:
         yield f"The budget is {d.engine.name}'s on {' and '.join(d.engine.vendors)} devices, borrowed for {gpu.vendor}'s."
     low, high = eff.interval

@@ -15,9 +15,10 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from planner.attention import UNBOUNDED
 from planner.axes import parse_axis, parse_names
-from planner.catalog import load_gpu, load_model
+from planner.cached import UNBOUNDED
+from planner.catalog import load_gpu
+from planner.checkpoint.load import load_model
 from planner.columns import SWEEP_COLUMNS
 from planner.deployment import Deployment
 from planner.errors import InputError

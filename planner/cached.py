@@ -1,0 +1,79 @@
+"""What a layer caches, as rows: the vectors that a token leaves behind, how long they are kept and how much of them is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from planner.precision import Format, KvFormats
+
+if TYPE_CHECKING:
+    from planner.arrays import Int, Numbers
+
+UNBOUNDED = 2**62
+"""Kept tokens of a layer that keeps them all; larger than any context."""
+
+
+def bounded(value: int) -> int | None:
+    """``None`` for a limit that memory does not set."""
+    return None if value >= UNBOUNDED else value
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Like vectors that one layer caches on one rank.
+
+    After ``L`` tokens there are ``min(L, kept) // every`` entries of ``vectors`` vectors, of which a decode step reads at most
+    ``read`` entries.
+
+    Attributes
+    ----------
+    vectors, width
+        Vectors of one entry, and elements of each.
+    part
+        Whether they are kept in the format of keys or of values.
+    kept
+        Most tokens that are held: a window, or `UNBOUNDED`.
+    every
+        Tokens that one entry stands for, where several are compressed into one.
+    read
+        Most entries that one decode step reads (sparse attention), or `UNBOUNDED`.
+    flops, prefill_flops
+        Work of one new token against one entry, in decoding and in prefill [FLOP].
+    owned
+        Whether the layer holds them, or reads what another layer holds.
+    """
+
+    vectors: int
+    width: int
+    part: Literal["k", "v"] = "k"
+    kept: int = UNBOUNDED
+    every: int = 1
+    read: int = UNBOUNDED
+    flops: int = 0
+    prefill_flops: int = 0
+    owned: bool = True
+
+    def form(self, kv: KvFormats) -> Format:
+        """The format they are kept in."""
+        return kv.k if self.part == "k" else kv.v
+
+    def entry_bytes(self, kv: KvFormats) -> int:
+        """Bytes of one entry [B]."""
+        return self.form(kv).cached(self.vectors, self.width)
+
+    def entries(self, context: Int) -> Int:
+        """Entries held after ``context`` tokens.
+
+        >>> Cached(1, 8, kept=10).entries(50), Cached(1, 8, every=4).entries(50)
+        (10, 12)
+        """
+        held = min(context, self.kept) if isinstance(context, int) else np.minimum(context, self.kept)
+        return held // self.every
+
+    def entries_read(self, context: Numbers) -> Numbers:
+        """Entries that a decode step reads after ``context`` tokens."""
+        entries: Numbers = np.minimum(np.minimum(context, float(self.kept)) // self.every, float(self.read))
+        return entries

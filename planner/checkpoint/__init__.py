@@ -1,0 +1,1 @@
+"""Other people's files as models: Hugging Face config.json, checkpoint folders, GGUF files, the hub."""
