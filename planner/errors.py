@@ -22,6 +22,10 @@ class CardError(KvplanError):
     """A model card or GPU file that cannot be read or contradicts itself."""
 
 
+class HubError(KvplanError):
+    """A model of the Hugging Face hub that cannot be read: missing, gated, out of reach."""
+
+
 class OutputError(KvplanError):
     """A result that could not be written."""
 

@@ -84,7 +84,10 @@ def model_of(
         If the architecture is unknown or a key that it needs is missing or impossible.
     """
     arch, notes = architecture_of(config, assume_decoder)
-    card = rows_of(arch, scope_of(arch, config))
+    try:
+        card = rows_of(arch, scope_of(arch, config))
+    except CardError as error:
+        raise CardError(f"{source.locator[:120]}: {error} (read as {arch.name})") from None
     census = take_census(headers, card.get("layers", 0)) if headers else None
     changes = corrected(card, census) if census else []
     model = _build(card, name, arch, source)
@@ -134,4 +137,5 @@ def _build(card: Card, name: str, arch: Architecture, source: Source) -> ModelSp
     try:
         return ModelSpec.derived(id=shown.lower(), name=shown, family=arch.title, source=(source,), **card)
     except ValidationError as error:
-        raise CardError(f"{name[:60]}: {one_line(error)} (read as {arch.name}); check the configuration") from None
+        where = source.locator[:120]
+        raise CardError(f"{where}: {one_line(error)} (read as {arch.name}); check the configuration") from None

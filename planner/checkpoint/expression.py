@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from types import CodeType
 from typing import Any
@@ -54,6 +54,8 @@ def compiled(text: str) -> tuple[CodeType, frozenset[str]]:
     for node in ast.walk(tree):
         if not isinstance(node, _NODES) or (isinstance(node, ast.Attribute) and node.attr.startswith("_")):
             raise CardError(f"formula {text!r}: {type(node).__name__} is not allowed")
+        if isinstance(node, ast.Call) and not isinstance(node.func, ast.Name):
+            raise CardError(f"formula {text!r}: only functions are called, not methods")
         if isinstance(node, ast.Name):
             names.add(node.id)
     return compile(ast.fix_missing_locations(_Numeric().visit(tree)), "<formula>", "eval"), frozenset(names)
@@ -156,7 +158,14 @@ class Scope(dict[str, Any]):
         except CardError:
             raise
         except Exception as error:
-            absent = sorted(n for n in names if n not in _FUNCTIONS and self[n] is None)
-            if absent:
-                raise CardError(f"the configuration lacks {' and '.join(absent)}, needed for {formula!r}") from None
-            raise CardError(f"cannot derive {formula!r}: {type(error).__name__}: {str(error)[:80]}") from None
+            raise CardError(f"cannot derive {formula!r} {self._told(names)}: {str(error)[:80]}") from None
+
+    def _told(self, names: Iterable[str]) -> str:
+        """What the names of a formula stand for, for a message."""
+        given = sorted(n for n in names if n not in _FUNCTIONS and n not in ("i", "j") and not isinstance(self[n], Scope))
+        return "with " + ", ".join(f"{n} = {_short(self[n])}" for n in given) if given else ""
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ from planner.errors import CardError
 
 MAX_BYTES = 2**23
 MAX_DEPTH = 32
+MAX_PARTS = 4_000_000
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
@@ -34,7 +36,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def parse_object(data: bytes | str, where: str) -> dict[str, Any]:
-    """A JSON object, without duplicate keys, infinities or deep nesting.
+    """A JSON object, without duplicate keys, infinities, deep nesting or millions of parts.
 
     Raises
     ------
@@ -49,8 +51,7 @@ def parse_object(data: bytes | str, where: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(n for n in names if names.count(n) > 1)
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise CardError(f"{where}: the key {twice[:60]!r} stands twice; remove one")
         return found
 
@@ -59,6 +60,8 @@ def parse_object(data: bytes | str, where: str) -> dict[str, Any]:
 
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        if sum(map(text.count, ",[{")) > MAX_PARTS:
+            raise CardError(f"{where}: more than {MAX_PARTS:,} parts; a file of a model has fewer")
         found = json.loads(text, object_pairs_hook=once, parse_constant=constant)
     except UnicodeDecodeError:
         raise CardError(f"{where}: not UTF-8 text") from None

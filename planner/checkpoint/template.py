@@ -126,7 +126,8 @@ def _stack(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], scope: Scope, ca
         return found
     layers = card.get("layers")
     if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= MAX_LAYERS:
-        raise CardError(f"{str(layers)[:40]} layers; a model has between 1 and {MAX_LAYERS:,}")
+        shown = "missing" if layers is None else repr(layers)[:40]
+        raise CardError(f"the number of layers is {shown}; a model has between 1 and {MAX_LAYERS:,}")
     for kind in wanted:
         found[kind] = [*card.get(kind, []), *_laid_out(kind, rows[kind], scope, layers)]
     return found

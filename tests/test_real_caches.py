@@ -1,0 +1,111 @@
+"""Small models of many kinds, built and run for real on the CPU: the bytes in each layer's cache are those of the plan.
+
+Each model is made from the same configuration that is imported, with random weights in bf16, and reads a prompt. Its parameters
+are counted too. One known difference: a window of `w` tokens keeps `w - 1` between steps in transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig
+
+from planner.cached import UNBOUNDED
+from planner.checkpoint.config import model_of
+from planner.model import LayerGroup, ModelSpec
+from planner.precision import find_kv
+from planner.row import Source
+
+TOKENS = 41
+SOURCE = 12
+BF16 = find_kv("bf16")
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MOE = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+MLA = {
+    "q_lora_rank": 16, "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4, "head_dim": 8,
+}  # fmt: skip
+DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "MHA": ("llama", {"num_key_value_heads": 4}),
+    "GQA": ("llama", {}),
+    "MQA": ("llama", {"num_key_value_heads": 1}),
+    "windows by layer": ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}),
+    "local and global": ("gemma3_text", {"head_dim": 16, "sliding_window": 16, "sliding_window_pattern": 2}),
+    "experts": ("qwen3_moe", {**MOE, "num_experts": 4, "head_dim": 8}),
+    "MLA": ("deepseek_v3", {**MLA, **MOE}),
+}
+
+
+def built(model_type: str, changed: dict[str, Any]) -> tuple[Any, ModelSpec]:
+    """The real model and the imported one, from one configuration."""
+    config = AutoConfig.for_model(model_type, **{**SMALL, **changed})
+    told = json.loads(config.to_json_string(use_diff=False))
+    spec = model_of(told, model_type, Source(title="a test", locator="tests/test_real_caches.py", date="2026-11-24"))
+    torch.manual_seed(0)
+    classes = transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if spec.encoder else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return classes[type(config)](config).to(torch.bfloat16).eval(), spec
+
+
+def tensors_in(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    """All tensors with a batch dimension that a layer of a cache holds; views of one storage are one."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() > 1 and value.numel() and value.data_ptr() not in seen:
+            seen.add(value.data_ptr())
+            yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from tensors_in(inner, seen)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from tensors_in(inner, seen)
+
+
+def held(cache: Any) -> list[int]:
+    """Bytes that each layer of a cache holds [B]."""
+    return [sum(t.numel() * t.element_size() for t in tensors_in(vars(layer), set())) for layer in cache.layers]
+
+
+def planned(spec: ModelSpec, crossed: bool = False) -> list[int]:
+    """Bytes that the plan says each layer holds [B]."""
+    return [_layer(next(g for g in spec.groups if i in g.indices), crossed) for i in range(spec.layers)]
+
+
+def _layer(group: LayerGroup, crossed: bool) -> int:
+    total = group.state.state_bytes(1) if group.state and not crossed else 0
+    for row in group.attention:
+        if row.attends_source is not crossed:
+            continue
+        for c in row.cached(1):
+            kept = SOURCE if crossed else min(TOKENS, c.kept if c.kept >= UNBOUNDED else c.kept - 1)
+            total += c.entry_bytes(BF16) * (kept // c.every) * c.owned
+    return total
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_layer_caches_what_is_planned(case: str) -> None:
+    model, spec = built(*CASES[case])
+    unique = {id(p): p.numel() for p in model.parameters()}
+    assert spec.total_parameters == sum(unique.values())
+    ids = torch.randint(3, 60, (1, TOKENS))
+    with torch.no_grad():
+        if spec.encoder:
+            out = model(input_ids=torch.randint(3, 60, (1, SOURCE)), decoder_input_ids=ids, use_cache=True)
+            assert held(out.past_key_values.cross_attention_cache) == planned(spec, crossed=True)
+            assert held(out.past_key_values.self_attention_cache) == planned(spec)
+        else:
+            assert held(model(input_ids=ids, use_cache=True).past_key_values) == planned(spec)
