@@ -1,4 +1,4 @@
-"""What a layer caches, as rows: the vectors that a token leaves behind, how long they are kept and how much of them is read."""
+"""What a layer caches, as rows: the vectors that a token leaves behind, how long they are kept, how many are read."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def bounded(value: int) -> int | None:
 class Cached:
     """Like vectors that one layer caches on one rank.
 
-    After ``L`` tokens there are ``min(L, kept) // every`` entries of ``vectors`` vectors, of which a decode step reads at most
-    ``read`` entries.
+    After ``L`` tokens there are ``min(L, kept) // every`` entries of ``vectors`` vectors, of which a decode step reads at
+    most ``read`` entries.
 
     Attributes
     ----------

@@ -13,14 +13,15 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from planner.attention import Attention, AttentionRow
+from planner.attention import Attention, AttentionRow, HeadAttention
 from planner.errors import InputError
 from planner.feedforward import FeedForward
 from planner.formats import Formats, WeightFormats, counted
+from planner.mixes import Shape, find_mix, mix_formats
 from planner.precision import find_format
 from planner.row import Count, Flag, Layers, Maybe, Row, Source, Text, select_layers
 from planner.state import State, StateRow
-from planner.tensors import Role, Tensor, vector
+from planner.tensors import Role, Tensor, held, vector
 from planner.variants import with_variant
 
 
@@ -127,7 +128,7 @@ class Stack(Row):
 
     def parameters_of(self, hidden: int) -> int:
         """All parameters of the layers and the final norm."""
-        total = sum(t.parameters * t.held(g.count) for g in self.groups_of(hidden) for t in g.tensors)
+        total = sum(t.parameters * n for t, n in held((g.tensors, g.count) for g in self.groups_of(hidden)))
         return total + (self._norm_vectors * hidden if self.final_norm else 0)
 
 
@@ -232,7 +233,7 @@ class ModelSpec(Stack):
     @cached_property
     def encoder_tensors(self) -> tuple[tuple[Tensor, int], ...]:
         """Weights of the encoder with how many layers hold each; they live on the first pipeline stage."""
-        rows = [(t, t.held(g.count)) for g in self.encoder_groups for t in g.tensors]
+        rows = list(held((g.tensors, g.count) for g in self.encoder_groups))
         if self.encoder and self.encoder.final_norm:
             rows.append((vector("encoder_norm", self.encoder._norm_vectors * self.hidden), 1))
         return tuple(rows)
@@ -241,7 +242,16 @@ class ModelSpec(Stack):
         """Every tensor with the number of times it occurs."""
         yield from ((t, 1) for t in (*self.input_tensors, *self.output_tensors))
         yield from self.encoder_tensors
-        yield from ((t, t.held(g.count)) for g in self.groups for t in g.tensors)
+        yield from held((g.tensors, g.count) for g in self.groups)
+
+    def placed_tensors(self) -> Iterator[tuple[int, Tensor, int]]:
+        """Every tensor with its layer, -1 outside the decoder's layers, and how many of it are there."""
+        yield from ((-1, t, 1) for t in (*self.input_tensors, *self.output_tensors))
+        yield from ((-1, t, n) for t, n in self.encoder_tensors)
+        for group in self.groups:
+            yield from ((layer, t, 1) for layer in group.indices for t in group.tensors if not t.distinct)
+        shared = held(([t for t in g.tensors if t.distinct], g.count) for g in self.groups)
+        yield from ((0, t, n) for t, n in shared)
 
     @cached_property
     def total_parameters(self) -> int:
@@ -272,12 +282,23 @@ class ModelSpec(Stack):
         ----------
         weights
             A format for all linear layers; ``None`` is the checkpoint as released. A 16 or 32-bit format applies to every
-            tensor; a quantised one leaves embeddings, head, router and vectors in bf16, as quantisation schemes do.
+            tensor; a quantised one leaves embeddings, head, router and vectors in bf16, as quantisation schemes do; one of
+            `planner.mixes.MIXES` is the mixture of GGUF files, tensor by tensor.
         """
+        if weights is not None and (mix := find_mix(weights)):
+            return mix_formats(mix, self.placed_tensors(), self._shape)
         if weights is not None:
             return WeightFormats(default=find_format(weights).id).by_role()
         formats = self.weights.by_role()
         return counted(formats, self.weights.nbytes, self.parameters_by_role) if self.weights.nbytes else formats
+
+    @property
+    def _shape(self) -> Shape:
+        """What the mixtures of GGUF files ask of a model."""
+        first = next(iter(self.groups[0].attention), None)
+        kv_heads = first.kv_heads if isinstance(first, HeadAttention) else 1
+        experts = max((row.experts for row in self.ffn), default=0)
+        return Shape(self.layers, self.hidden, first.heads // kv_heads if first else 0, experts)
 
     @cached_property
     def parameters_by_role(self) -> dict[Role, int]:

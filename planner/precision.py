@@ -126,7 +126,9 @@ FORMATS: dict[str, Format] = {
         grouped_int(4, 64, False),
         grouped_int(4, 32, False),
         # bitsandbytes: a scale for each 64 weights, in fp32, or in 8 bit with an fp32 scale for each 256 of those.
-        Format("nf4", Fraction(4) + Fraction(32, 64), _HALF, "QLoRA, arXiv:2305.14314, section 3", ("bnb", "bnb-4bit", "fp4-bnb")),
+        Format(
+            "nf4", Fraction(4) + Fraction(32, 64), _HALF, "QLoRA, arXiv:2305.14314, section 3", ("bnb", "bnb-4bit")
+        ),
         Format(
             "nf4-dq", Fraction(4) + Fraction(8, 64) + Fraction(32, 64 * 256), _HALF,
             "QLoRA, arXiv:2305.14314, section 3, double quantisation",

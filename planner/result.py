@@ -21,12 +21,16 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts(Result):
-    """The model that was planned. ``variants`` names its attention; ``context_limit`` is in tokens."""
+    """The model that was planned. ``variants`` names its attention; ``context_limit`` is in tokens.
+
+    ``draft_parameters`` are those of layers that only speculative decoding loads; they are in no other figure.
+    """
 
     id: str
     name: str
     parameters: int
     active_parameters: int
+    draft_parameters: int
     layers: int
     context_limit: int
     variants: tuple[str, ...]

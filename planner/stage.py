@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.model import LayerGroup, ModelSpec
-from planner.tensors import Tensor
+from planner.tensors import Tensor, held
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Stage:
 
     def all_tensors(self) -> list[tuple[Tensor, int]]:
         """Every tensor of the stage with its number of copies."""
-        return [*self.tensors, *((t, t.held(count)) for group, count in self.groups for t in group.tensors)]
+        return [*self.tensors, *held((group.tensors, count) for group, count in self.groups)]
 
     @property
     def layers(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -71,14 +72,6 @@ class Tensor:
         """The same tensor, of which like layers have so many between them."""
         return replace(self, distinct=distinct)
 
-    def held(self, layers: int) -> int:
-        """How many of it ``layers`` like layers hold.
-
-        >>> Tensor("q_proj", Role.ATTENTION, 8, 64).shared(2).held(9)
-        2
-        """
-        return min(layers, self.distinct) if self.distinct else layers
-
     @property
     def parameters(self) -> int:
         """Parameters in it."""
@@ -99,6 +92,25 @@ class Tensor:
         128
         """
         return self.copies * self.unit_size * ceil_div(self.units, tp)
+
+
+def held(layers: Iterable[tuple[Iterable[Tensor], int]]) -> Iterator[tuple[Tensor, int]]:
+    """Tensors of like layers, given with how many layers there are, with how many of each are held.
+
+    What layers share is held once, or as often as it is ``distinct``, however the layers differ otherwise.
+
+    >>> both = Tensor("q_proj", Role.ATTENTION, 8, 64).shared(2)
+    >>> [n for _, n in held([((both,), 5), ((both,), 4)])]
+    [2]
+    """
+    shared: dict[Tensor, int] = {}
+    for tensors, count in layers:
+        for t in tensors:
+            if t.distinct:
+                shared[t] = shared.get(t, 0) + count
+            else:
+                yield t, count
+    yield from ((t, min(t.distinct, count)) for t, count in shared.items())
 
 
 def vector(name: str, size: int, units: int = 1) -> Tensor:

@@ -95,9 +95,10 @@ def prefill_work(
 ) -> list[Operator]:
     """Work of prefilling one prompt in one go: ``tokens`` tokens, and ``source`` tokens of an encoder-decoder's source.
 
-    Causal attention compares each token with itself and those before it that the row keeps and reads; a layer of fixed state
-    updates it with every token on chip and writes it once; only the last token's logits are computed. An encoder reads its whole source with every token seeing every other, and each decoder layer turns the
-    result into keys and values once.
+    Causal attention compares each token with itself and those before it that the row keeps and reads. A layer of fixed
+    state updates it with every token on chip and writes it once. Only the last token's logits are computed. An encoder
+    reads its whole source with every token seeing every other, and each decoder layer turns the result into keys and
+    values once.
     """
     found = []
     for group, count in stage.groups:

@@ -76,3 +76,53 @@ def models(draw: st.DrawFn) -> ModelSpec:
         attention=draw(attention_rows(layers)), ffn=(ffn,), norms_per_layer=draw(st.integers(0, 4)),
         norm_bias=draw(st.booleans()), learned_positions=draw(st.sampled_from([0, 33])), head_bias=draw(st.booleans()),
     )  # fmt: skip
+
+
+@st.composite
+def state_rows(draw: st.DrawFn) -> dict[str, Any]:
+    """One layer of fixed state of any mechanism."""
+    kind = draw(st.sampled_from(["mamba", "mamba2", "delta", "linear", "rglru", "conv", "fixed"]))
+    heads = draw(st.sampled_from([1, 2, 4, 8]))
+    own: dict[str, Any] = {
+        "mamba": {"inner": 8 * heads, "state": 4, "dt_rank": 3},
+        "mamba2": {"head_dim": 4, "state": 8, "groups": 1},
+        "delta": {"k_heads": heads, "k_head_dim": 4, "v_head_dim": 6, "decay_rank": draw(st.sampled_from([0, 4]))},
+        "linear": {"head_dim": 4},
+        "rglru": {"width": 8 * heads},
+        "conv": {"width": 16},
+        "fixed": {"mechanism": "toy", "elements": 40, "channels": 5, "projections": 100, "vectors": 3},
+    }[kind]
+    return {"kind": kind, "heads": heads, "kernel": draw(st.sampled_from([0, 3, 4])), **own}
+
+
+@st.composite
+def hybrids(draw: st.DrawFn) -> ModelSpec:
+    """Layers of fixed state among or beside attention, layers that read another's cache, indexers, compressed caches."""
+    layers = draw(st.integers(2, 6))
+    head: dict[str, Any] = {
+        "heads": 8,
+        "kv_heads": draw(st.sampled_from([1, 2, 8])),
+        "head_dim": draw(st.integers(2, 16)),
+    }
+    indexer = {"heads": 2, "head_dim": 4, "top_k": draw(st.integers(1, 300))}
+    every = draw(st.sampled_from([0, 4, 128]))
+    compressed: dict[str, Any] = {
+        "kind": "compressed", "heads": 8, "head_dim": 16, "q_lora_rank": 8, "o_groups": 2, "o_lora_rank": 8, "window": 32,
+        "every": every, "overlap": draw(st.booleans()), "indexer": indexer if every and draw(st.booleans()) else None,
+    }  # fmt: skip
+    first: dict[str, Any] = draw(
+        st.sampled_from([head, {**head, "indexer": indexer}, {**head, "window": 20}, compressed])
+    )
+    rest: dict[str, Any] | None = draw(
+        st.sampled_from([None, {**head, "owner": False, "k_proj": False, "v_proj": False, "qk_norm": "head"}])
+    )
+    attention = [{**first, "at": "0"}] + ([{**rest, "at": "1:"}] if rest else [])
+    state = [] if rest else [{**draw(state_rows()), "at": draw(st.sampled_from(["1:", "0:"]))}]
+    ffn = ({"width": 48, "at": draw(st.sampled_from(["0:", "1:"]))},)
+    extra = draw(st.sampled_from([(), ({"name": "toy", "parameters": 7, "role": "ffn", "distinct": 1},)]))
+    return build(layers=layers, attention=tuple(attention), state=tuple(state), ffn=ffn, extra=extra)
+
+
+def any_models() -> st.SearchStrategy[ModelSpec]:
+    """Decoders of every kind."""
+    return models() | hybrids()

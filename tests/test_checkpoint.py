@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -145,7 +146,7 @@ def test_other_spellings_of_the_standard_keys() -> None:
 
 def test_a_key_that_nobody_understands_is_refused_by_name() -> None:
     strange = {**LLAMA, "model_type": "novel", "state_space_rank": 4}
-    with pytest.raises(CardError, match="'state_space_rank'.*--assume-decoder"):
+    with pytest.raises(CardError, match=r"'state_space_rank'.*--assume-decoder"):
         read(strange)
     assert read(strange, assume_decoder=True).total_parameters == read(LLAMA).total_parameters
 
@@ -241,7 +242,7 @@ def llama(**changed: Any) -> str:
     return json.dumps({**LLAMA, **changed})
 
 
-HOSTILE = {
+HOSTILE: dict[str, str | bytes] = {
     "deep": '{"a":' * 100_000 + "1" + "}" * 100_000,
     "deep list": '{"a":' + "[" * 40 + "]" * 40 + "}",
     "layers": llama(num_hidden_layers=10**18),
@@ -308,9 +309,5 @@ KEYS = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_valu
 
 @given(st.sampled_from(architecture_names()), st.dictionaries(st.sampled_from(KEYS), json_values, max_size=4))
 def test_any_values_are_a_model_or_one_line(name: str, values: dict[str, Any]) -> None:
-    try:
-        model = read({"model_type": name, **values})
-    except CardError as error:
-        assert "\n" not in str(error).replace("\\n", "")[:200] or True
-    else:
-        assert model.total_parameters > 0
+    with contextlib.suppress(CardError):
+        assert read({"model_type": name, **values}).total_parameters > 0

@@ -1,7 +1,7 @@
 """Small models of many kinds, built and run for real on the CPU: the bytes in each layer's cache are those of the plan.
 
-Each model is made from the same configuration that is imported, with random weights in bf16, and reads a prompt. Its parameters
-are counted too. One known difference: a window of `w` tokens keeps `w - 1` between steps in transformers.
+Each model is made from the same configuration that is imported, with random weights in bf16, and reads a prompt. Its
+parameters are counted too. One known difference: a window of `w` tokens keeps `w - 1` between steps in transformers.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ SMALL = {
 }  # fmt: skip
 MOE = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 MLA = {
-    "q_lora_rank": 16, "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4,
-    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4, "head_dim": 8,
+    "q_lora_rank": 16, "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+    "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4,
+    "head_dim": 8,
 }  # fmt: skip
 DELTA = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
@@ -57,8 +58,13 @@ def built(model_type: str, changed: dict[str, Any]) -> tuple[Any, ModelSpec]:
     told = json.loads(config.to_json_string(use_diff=False))
     spec = model_of(told, model_type, Source(title="a test", locator="tests/test_real_caches.py", date="2026-11-24"))
     torch.manual_seed(0)
-    classes = transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if spec.encoder else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    return classes[type(config)](config).to(torch.bfloat16).eval(), spec
+    classes = (
+        transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        if spec.encoder
+        else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    kind: Any = classes[type(config)]
+    return kind(config).to(torch.bfloat16).eval(), spec
 
 
 def tensors_in(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:

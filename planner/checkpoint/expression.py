@@ -18,9 +18,9 @@ from planner.errors import CardError
 from planner.row import MAX_LAYERS
 
 _NODES = (
-    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Store, ast.Attribute, ast.Subscript, ast.Slice, ast.List, ast.Tuple,
-    ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.UnaryOp, ast.USub, ast.Not,
-    ast.BoolOp, ast.And, ast.Or, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Is,
+    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Store, ast.Attribute, ast.Subscript, ast.Slice, ast.List,
+    ast.Tuple, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.UnaryOp, ast.USub,
+    ast.Not, ast.BoolOp, ast.And, ast.Or, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Is,
     ast.IsNot, ast.IfExp, ast.Call, ast.ListComp, ast.GeneratorExp, ast.comprehension,
 )  # fmt: skip
 
@@ -28,7 +28,7 @@ _NODES = (
 class _Numeric(ast.NodeTransformer):
     """Products of numbers only: a text in a hostile file must not be repeated a billion times."""
 
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:  # noqa: N802 - the name is the visitor protocol's
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         self.generic_visit(node)
         if not isinstance(node.op, (ast.Mult, ast.Pow)):
             return node
@@ -162,7 +162,9 @@ class Scope(dict[str, Any]):
 
     def _told(self, names: Iterable[str]) -> str:
         """What the names of a formula stand for, for a message."""
-        given = sorted(n for n in names if n not in _FUNCTIONS and n not in ("i", "j") and not isinstance(self[n], Scope))
+        given = sorted(
+            n for n in names if n not in _FUNCTIONS and n not in ("i", "j") and not isinstance(self[n], Scope)
+        )
         return "with " + ", ".join(f"{n} = {_short(self[n])}" for n in given) if given else ""
 
 

@@ -31,10 +31,7 @@ _KEPT = 1024
 _CHUNK = 2**20
 _MAX_PARTS = 1024
 
-_NUMBERS = {
-    n: struct.Struct(f"<{c}")
-    for n, c in ((0, "B"), (1, "b"), (2, "H"), (3, "h"), (4, "I"), (5, "i"), (6, "f"), (7, "?"), (10, "Q"), (11, "q"), (12, "d"))
-}  # fmt: skip
+_NUMBERS = {n: struct.Struct(f"<{c}") for n, c in zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True)}
 _TEXT, _ARRAY = 8, 9
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
@@ -135,7 +132,9 @@ def _parts_of(path: Path) -> list[Path]:
         return [path]
     count = int(named[3])
     if not 1 <= int(named[2]) <= count <= _MAX_PARTS:
-        raise CardError(f"{_shown(path)}: part {int(named[2])} of {count} cannot be; a file has 1 to {_MAX_PARTS:,} parts")
+        raise CardError(
+            f"{_shown(path)}: part {int(named[2])} of {count} cannot be; a file has 1 to {_MAX_PARTS:,} parts"
+        )
     ending = path.name[-5:]
     parts = [path.with_name(f"{named[1]}-{i:05}-of-{named[3]}{ending}") for i in range(1, count + 1)]
     missing = [i for i, part in enumerate(parts, 1) if not _is_file(part)]
@@ -238,10 +237,11 @@ class _Cursor:
         length = self.u64()
         if not 1 <= length <= _MAX_NAME:
             self._refuse(f"{what} has a name of {length:,} bytes; the file is damaged, download it again")
+        text = self.take(length)
         try:
-            return self.take(length).decode("utf-8")
+            return text.decode("utf-8")
         except UnicodeDecodeError:
-            self._refuse(f"{what} has a name that is not UTF-8; the file is damaged, download it again")
+            raise CardError(f"{self._where}: {what} has a name that is not UTF-8; download the file again") from None
 
     def value(self, key: str) -> Value:
         kind = self.u32()
@@ -253,9 +253,9 @@ class _Cursor:
                 self.skip(length)
                 return Omitted(length)
             return self.take(length).decode("utf-8", "replace")
-        if kind == _ARRAY:
-            return self._array(key)
-        self._refuse(f"{key[:60]!r} has a value of unknown type {kind}; the file is damaged, download it again")
+        if kind != _ARRAY:
+            self._refuse(f"{key[:60]!r} has a value of unknown type {kind}; the file is damaged, download it again")
+        return self._array(key)
 
     def _number(self, kind: int) -> int | float | bool:
         form = _NUMBERS[kind]
@@ -270,11 +270,11 @@ class _Cursor:
                 self.skip(count * form.size)
                 return Omitted(count)
             return list(struct.unpack(f"<{count}{form.format[1:]}", self.take(count * form.size)))
-        if kind == _TEXT:
-            self._pass_texts(key, count)
-            return Omitted(count)
-        what = "arrays within an array" if kind == _ARRAY else f"an array of unknown type {kind}"
-        self._refuse(f"{key[:60]!r} holds {what}, which no model needs; the file is damaged or made by another tool")
+        if kind != _TEXT:
+            what = "arrays within an array" if kind == _ARRAY else f"an array of unknown type {kind}"
+            self._refuse(f"{key[:60]!r} holds {what}, which no model needs; download the file again")
+        self._pass_texts(key, count)
+        return Omitted(count)
 
     def _pass_texts(self, key: str, count: int) -> None:
         """Pass over texts: each has its length before it."""
@@ -329,7 +329,9 @@ class _Cursor:
             tensor, offset = self._tensor(index)
             start = end + -end % alignment
             if offset != start:
-                self._refuse(f"the data of {tensor.name[:60]!r} is said to lie at {offset:,}, not {start:,}; download it again")
+                self._refuse(
+                    f"the data of {tensor.name[:60]!r} is said to lie at {offset:,}, not {start:,}; download it again"
+                )
             end = start + tensor.nbytes
             found.append(tensor)
         start = self.position + -self.position % alignment
@@ -345,7 +347,9 @@ class _Cursor:
         shape = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions))
         kind, offset = self.u32(), self.u64()
         if kind not in TYPES:
-            self._refuse(f"{name[:60]!r} is of type {kind}, which is unknown or was withdrawn; quantise the model again")
+            self._refuse(
+                f"{name[:60]!r} is of type {kind}, which is unknown or was withdrawn; quantise the model again"
+            )
         form, block, block_bytes = TYPES[kind]
         elements = prod(shape)
         if not 1 <= elements <= MAX_ELEMENTS or shape[0] % block:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 from planner import __version__
@@ -37,7 +38,8 @@ FIRST_BYTES = 100_000
 """Asked for first of every weight file; most headers are shorter."""
 PARALLEL = 8
 PATIENCE = 3
-"""How many times the timeout of one wait an answer may take in all."""
+"""How many times the timeout of one wait an answer may take in all, and a second more for every ``SLOWEST`` bytes."""
+SLOWEST = 100_000
 
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.))(?!.*\.git$)[\w][\w.-]*/[\w]([\w.-]*\w)?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[\w./@+-]{1,200}", re.ASCII)
@@ -101,7 +103,8 @@ def fetch(repo_id: str, revision: str | None = None) -> Snapshot:
             raise
         return found
     except CardError as error:
-        raise HubError(f"{error}; see {remote.page}") from None
+        what, _, remedy = str(error).rpartition("; ")  # which would do for a file at home
+        raise HubError(f"{what or remedy}; see {remote.page}") from None
 
 
 class _OutOfReachError(HubError):
@@ -116,9 +119,9 @@ def _connect(repo_id: str, revision: str) -> _Remote:
         raise HubError(f"{repo_id} is on the Hugging Face hub; pip install 'kvplan[hub]' to read it") from None
     try:
         session, token = get_session(), None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of its file, or of renewing it
         raise HubError(f"the hub's token cannot be read ({_line(error)}); set HF_TOKEN") from None
-    sent = {"User-Agent": f"kvplan/{__version__}", "Accept-Encoding": "identity"}
+    sent = {"User-Agent": f"kvplan/{__version__}"}
     if token:
         sent["Authorization"] = f"Bearer {token}"
     return _Remote(repo_id, revision, constants.ENDPOINT, session, sent, float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
@@ -202,20 +205,20 @@ class _Remote:
 
     def _get(self, url: str, what: str, most: int, part: bool = False) -> tuple[bytes, int | None]:
         """The first bytes of a file, at most so many, and the size of all of it where that is said [B]."""
-        sent = {**self.sent, "Range": f"bytes=0-{most - 1}"} if part else self.sent
+        wanted = {"Range": f"bytes=0-{most - 1}", "Accept-Encoding": "identity"} if part else {}
         until = monotonic() + PATIENCE * self.timeout
         data = bytearray()
         try:
-            with _opened(self.session, url, sent, self.timeout) as response:
+            with _opened(self.session, url, {**self.sent, **wanted}, self.timeout) as response:
                 if response.status_code not in (200, 206):
                     raise self._refused(response.status_code, response.headers, what)
                 for piece in _pieces(response):
                     data += piece
                     if len(data) >= most:
                         break
-                    if monotonic() > until:
+                    if monotonic() > until + len(data) / SLOWEST:
                         raise self._slow(what)
-                return bytes(data[:most]), _size(response.headers) if part else None
+                return bytes(data[:most]), _size(response) if part else None
         except HubError:
             raise
         except Exception as error:  # of requests, of httpx, of what succeeded it, or of the client's hooks
@@ -246,7 +249,7 @@ class _Remote:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "OfflineModeIsEnabled" in kinds:
             return _OutOfReachError(f"{self.repo_id} is not in the cache, and HF_HUB_OFFLINE is set; unset it")
-        if kinds & {"TimeoutException", "Timeout"}:
+        if kinds & {"TimeoutException", "Timeout"} or "timed out" in str(error):
             return self._slow(what)
         if kinds & {"RemoteProtocolError", "ReadError", "DecodingError", "ChunkedEncodingError"}:
             return self._cut_off(what)
@@ -266,21 +269,19 @@ class _Remote:
     def _without_config(self, names: Collection[str]) -> HubError:
         """What to do about a repository that has no configuration."""
         if file := next((name for name in sorted(names) if name.lower().endswith(".gguf")), None):
-            return HubError(
-                f"{self.repo_id} holds GGUF files; download one, such as with 'hf download {self.repo_id} {file[:100]}',"
-                " and name the file"
-            )
+            command = f"hf download {self.repo_id} {shlex.quote(file[:100])}"
+            return HubError(f"{self.repo_id} holds GGUF files; download one and name it, such as by {command}")
         return HubError(f"{self.repo_id} has no config.json, so it is no model of transformers; see {self.page}")
 
 
 def _opened(session: Any, url: str, sent: Mapping[str, str], timeout: float) -> AbstractContextManager[Any]:
     """An answer whose body is still to be read."""
-    if hasattr(session, "stream"):
-        return cast(
-            AbstractContextManager[Any],
-            session.stream("GET", url, headers=sent, timeout=timeout, follow_redirects=True),
-        )
-    return cast(AbstractContextManager[Any], session.get(url, headers=sent, timeout=timeout, stream=True))
+    answer: AbstractContextManager[Any] = (
+        session.stream("GET", url, headers=sent, timeout=timeout, follow_redirects=True)
+        if callable(getattr(session, "stream", None))
+        else session.get(url, headers=sent, timeout=timeout, stream=True)
+    )
+    return answer
 
 
 def _pieces(response: Any) -> Iterator[bytes]:
@@ -295,14 +296,18 @@ def _names(siblings: list[Any]) -> frozenset[str]:
     return frozenset(name for name in names if isinstance(name, str) and name.isprintable())
 
 
-def _size(answer: Mapping[str, str]) -> int | None:
+def _size(response: Any) -> int | None:
     """Size of the file that an answer holds or is a part of, where it is said [B]."""
-    said = answer.get("Content-Range", "").rpartition("/")[2] or answer.get("Content-Length", "")
+    answer, said = response.headers, ""
+    if response.status_code == 206:
+        said = answer.get("Content-Range", "").rpartition("/")[2]
+    elif "Content-Encoding" not in answer:
+        said = answer.get("Content-Length", "")
     return int(said) if said.isdecimal() and len(said) < 19 else None
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160]
 
 
 def _folder(repo_id: str) -> Path:

@@ -24,9 +24,9 @@ def load_model(name: str | Path | ModelSpec, *, revision: str | None = None, ass
     Parameters
     ----------
     name
-        Id or alias of a card, path of a card (``.toml``), of a ``config.json``, of a checkpoint folder (its configuration and
-        the headers of its safetensors or GGUF files), of a ``.gguf`` file (any part of several), or the id of a repository
-        on the Hugging Face hub.
+        Id or alias of a card, path of a card (``.toml``), of a ``config.json``, of a checkpoint folder (its
+        configuration and the headers of its safetensors or GGUF files), of a ``.gguf`` file (any part of several), or
+        the id of a repository on the Hugging Face hub.
     revision
         Branch, tag or commit of the repository; a name with a revision is always looked up on the hub.
     assume_decoder

@@ -1,7 +1,7 @@
 """Which weights a quantisation scheme means: module names and patterns of other people's files against our tensors.
 
-Schemes name modules in full (``model.layers.3.self_attn.q_proj``), by prefix, by glob, by regular expression (``re:``) or by a
-single part (``lm_head``). A tensor answers to the names that its like has in usual checkpoints.
+Schemes name modules in full (``model.layers.3.self_attn.q_proj``), by prefix, by glob, by regular expression (``re:``) or
+by a single part (``lm_head``). A tensor answers to the names that its like has in usual checkpoints.
 """
 
 from __future__ import annotations

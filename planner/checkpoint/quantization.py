@@ -1,12 +1,12 @@
-"""How a checkpoint is quantised: ``quantization_config``, ``hf_quant_config.json`` and compressed-tensors, as weight formats.
+"""How a checkpoint is quantised, as weight formats: ``quantization_config`` and ``hf_quant_config.json``.
 
 A scheme is rules, each a format and the modules that have it, and the modules that are left out. Every tensor of every layer
 is asked which rule it falls under; roles whose tensors agree get that format, the others the bytes that come out.
 
 References
 ----------
-Hugging Face transformers, quantization configurations (``utils/quantization_config.py``); compressed-tensors, ``QuantizationConfig``;
-NVIDIA ModelOpt, ``hf_quant_config.json``.
+Hugging Face transformers, ``utils/quantization_config.py``; compressed-tensors, ``QuantizationConfig``; NVIDIA ModelOpt,
+``hf_quant_config.json``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from planner.checkpoint.modules import Patterns, names_of
 from planner.formats import WeightFormats, blend
 from planner.model import ModelSpec
 from planner.precision import FORMATS, Format, find_format, grouped_int
-from planner.tensors import Role, Tensor
+from planner.tensors import Role, Tensor, held
 
 Table = Mapping[str, Any]
 
@@ -130,11 +130,9 @@ def _tensors(model: ModelSpec) -> Iterator[tuple[int, Tensor, int]]:
     yield from ((-1, t, 1) for t in (*model.input_tensors, *model.output_tensors))
     yield from ((-1, t, n) for t, n in model.encoder_tensors)
     for group in model.groups:
-        for tensor in group.tensors:
-            if tensor.distinct:
-                yield group.indices[0], tensor, tensor.held(group.count)
-            else:
-                yield from ((layer, tensor, 1) for layer in group.indices)
+        yield from ((layer, t, 1) for layer in group.indices for t in group.tensors if not t.distinct)
+    shared = held(([t for t in g.tensors if t.distinct], g.count) for g in model.groups)
+    yield from ((0, t, n) for t, n in shared)
 
 
 # -- schemes -----------------------------------------------------------------------------------------------------------
@@ -209,18 +207,35 @@ def _hqq(table: Table, config: Table) -> Scheme:
 
 
 _METHODS: dict[str, Callable[[Table, Table], Scheme]] = {
-    "fp8": _fp8, "deepseek_v4_fp8": _fp8, "fbgemm_fp8": _plain("fp8"), "mxfp4": _mxfp4, "gptq": _gptq, "awq": _gptq, "auto-round": _gptq,
-    "intel/auto-round": _gptq, "gptq_marlin": _gptq, "awq_marlin": _gptq, "bitsandbytes": _bitsandbytes,
-    "bitsandbytes_4bit": _bitsandbytes, "eetq": _plain("int8"), "hqq": _hqq,
-}  # fmt: skip
-
+    "fp8": _fp8,
+    "deepseek_v4_fp8": _fp8,
+    "fbgemm_fp8": _plain("fp8"),
+    "mxfp4": _mxfp4,
+    "gptq": _gptq,
+    "gptq_marlin": _gptq,
+    "awq": _gptq,
+    "awq_marlin": _gptq,
+    "auto-round": _gptq,
+    "intel/auto-round": _gptq,
+    "bitsandbytes": _bitsandbytes,
+    "bitsandbytes_4bit": _bitsandbytes,
+    "eetq": _plain("int8"),
+    "hqq": _hqq,
+}
 
 _ALGORITHMS = {
-    "FP8": "fp8", "FP8_PB_WO": "fp8-block128", "FP8_BLOCK_SCALES": "fp8-block128", "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
-    "FP8_PB_REAL": "fp8-block128", "NVFP4": "nvfp4", "W4A16_NVFP4": "nvfp4", "NVFP4_AWQ": "nvfp4", "W4A8_NVFP4_FP8": "nvfp4", "MXFP8": "mxfp8",
-    "MXFP4": "mxfp4", "W4A8_MXFP4_FP8": "mxfp4", "W4A16_MXFP4": "mxfp4", "W4A16_AWQ": "int4", "INT4_AWQ": "int4", "W4A8_AWQ": "int4",
-    "W8A16": "int8", "W8A8_SQ_PER_CHANNEL": "int8", "INT8_SQ": "int8",
-}  # fmt: skip
+    name: form
+    for form, names in (
+        ("fp8", "FP8 FP8_PER_CHANNEL_PER_TOKEN"),
+        ("fp8-block128", "FP8_PB_WO FP8_PB_REAL FP8_BLOCK_SCALES"),
+        ("nvfp4", "NVFP4 W4A16_NVFP4 NVFP4_AWQ W4A8_NVFP4_FP8"),
+        ("mxfp8", "MXFP8"),
+        ("mxfp4", "MXFP4 W4A8_MXFP4_FP8 W4A16_MXFP4"),
+        ("int4", "W4A16_AWQ INT4_AWQ W4A8_AWQ"),
+        ("int8", "W8A16 W8A8_SQ_PER_CHANNEL INT8_SQ"),
+    )
+    for name in names.split()
+}
 """ModelOpt's names of formats."""
 
 

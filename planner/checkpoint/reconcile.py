@@ -25,8 +25,9 @@ _TOWER = re.compile(
     r"(?:^|\.)(?:vision\w*|visual\w*|audio\w*|image\w*|encoder|multi_modal_projector|mm_projector|connector|aligner)\."
 )
 _DRAFT = re.compile(r"(?:^|\.)(?:mtp\w*|eh_proj|nextn\w*|draft\w*)(?:\.|$)")
-_SCALE = re.compile(r"(?:scale|scales|scale_inv|weight_scale_\d|input_scale|zeros|qzeros|zero_point|g_idx|absmax|quant_map|nested_\w+|"
-                    r"quant_state\S*|weight_shape|k_scale|v_scale|scale_2|global_scale|_amax)$")  # fmt: skip
+_SCALE = re.compile(
+    r"(?:scales?|scale_inv|scale_\d|zeros|zero_point|g_idx|absmax|quant_map|nested_\w+|quant_state\S*|weight_shape|_amax)$"
+)
 _BUFFER = re.compile(
     r"(?:inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|masked_bias|position_ids|e_score_correction_bias|tid2eid)$"
 )

@@ -244,7 +244,7 @@ def headers_from_metadata(metadata: Mapping[str, Any], where: str, room: int | N
 def _header(name: str, entry: Any, where: str) -> tuple[Header, int]:
     """One header, and where its data begins."""
     entry = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     tensor = f"tensor {name[:80]!r}"
     if not name.isprintable():
         raise _damaged(where, f"{tensor} has a name that cannot be printed")
@@ -260,7 +260,9 @@ def _header(name: str, entry: Any, where: str) -> tuple[Header, int]:
 
 def _naturals(value: Any, most: int) -> bool:
     """Whether a value is a short list of whole numbers."""
-    return isinstance(value, list) and len(value) <= most and all(type(n) is int and 0 <= n < 2**63 for n in value)
+    if not isinstance(value, list) or len(value) > most or not set(map(type, value)) <= {int}:
+        return False
+    return not value or (min(value) >= 0 and max(value) < 2**63)
 
 
 def _damaged(where: str, what: str) -> CardError:

@@ -36,7 +36,7 @@ from planner.result import (
 from planner.roofline import BOUNDS
 from planner.settle import MAX_BATCH, deploy, parse_gpu
 from planner.tensors import Role
-from planner.units import format_tokens, parse_tokens
+from planner.units import format_count, format_tokens, parse_tokens
 
 DEFAULT_CONTEXT = 8192
 
@@ -139,7 +139,7 @@ def check_batch(batch: int | str) -> int:
 def _model_facts(model: ModelSpec) -> ModelFacts:
     return ModelFacts(
         id=model.id, name=model.name, parameters=model.total_parameters, active_parameters=model.active_parameters,
-        layers=model.layers, context_limit=model.context_limit, variants=model.variants,
+        draft_parameters=model.drafter.parameters if model.drafter else 0, layers=model.layers, context_limit=model.context_limit, variants=model.variants,
         source=tuple(map(str, model.source)),
     )  # fmt: skip
 
@@ -260,7 +260,7 @@ def _frontier(d: Deployment, context: int) -> Iterator[FrontierPoint]:
 def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> Iterator[str]:
     """What a reader should know beside the numbers."""
     gpu, model, eff = d.gpu, d.model, d.efficiency
-    if isinstance(model_asked, str) and not _names(model_asked, model):
+    if isinstance(model_asked, str) and _is_alias(model_asked, model):
         yield f"{model_asked} has the shape of {model.name} ({model.id})."
     name = parse_gpu(asked)[1] if isinstance(asked, str) else gpu.id
     if normalise(name) != normalise(gpu.id):
@@ -299,11 +299,14 @@ def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> I
         f"Expected times are {eff.origin}, for {eff.name} devices: {eff.memory:.0%} of bandwidth, {eff.compute:.0%} of "
         f"peak. The interval, {low:g} to {high:g} times, {held}; prefill's error is unknown."
     )
+    if model.drafter:
+        held = format_count(model.drafter.parameters)
+        yield f"The checkpoint also holds {held} parameters of {model.drafter.name}, which plain decoding does not load."
     if model.note:
         yield model.note
 
 
-def _names(asked: str, model: ModelSpec) -> bool:
-    """Whether a name is plainly the model's own: its id, its name, the name of its file."""
-    bare = asked.rpartition("/")[2].removesuffix(".toml")
-    return normalise(bare) in (normalise(model.id), normalise(model.name))
+def _is_alias(asked: str, model: ModelSpec) -> bool:
+    """Whether a name is another than the model's own: one of its aliases, and neither its id nor its name."""
+    own = (normalise(model.id), normalise(model.name))
+    return normalise(asked) in map(normalise, model.aliases) and normalise(asked.rpartition("/")[2]) not in own
