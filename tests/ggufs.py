@@ -13,9 +13,11 @@ Type = GGMLQuantizationType
 Shapes = dict[str, tuple[int, ...]]
 
 
-def write(path: Path, arch: str, metadata: dict[str, Any], shapes: Shapes, types: Any = None, **split: int) -> list[Path]:
-    """Write a file, or several if it is to be split; matrices are bf16 unless ``types(name)`` says otherwise."""
-    writer = GGUFWriter(path, arch, **split)
+def write(
+    path: Path, arch: str, metadata: dict[str, Any], shapes: Shapes, types: Any = None, part: int = 0
+) -> list[Path]:
+    """Write a file, or several of ``part`` tensors each; matrices are bf16 unless ``types(name)`` says otherwise."""
+    writer = GGUFWriter(path, arch, split_max_tensors=part)
     for key, value in metadata.items():
         name = key if key.startswith(("general.", "tokenizer.")) else f"{arch}.{key}"
         if isinstance(value, bool):
@@ -112,4 +114,6 @@ def llama(
 ) -> tuple[dict[str, Any], Shapes]:
     """A plain decoder with grouped queries: metadata and tensors."""
     layer = attention(hidden, heads, kv, hidden // heads) | dense(hidden, width)
-    return keys(hidden, count, heads=heads, kv=kv, feed_forward_length=width, **more), ends(hidden, vocab) | layers(count, layer)
+    return keys(hidden, count, heads=heads, kv=kv, feed_forward_length=width, **more), ends(hidden, vocab) | layers(
+        count, layer
+    )

@@ -290,7 +290,7 @@ def test_refusals_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
         "org/long": (Repo(files | {"model.safetensors": b"\xff" * 99}), "no safetensors file, or its header"),
         "org/out": (
             Repo({"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {"w": "../x.safetensors"}}'}),
-            "a shard is a safetensors file of the same folder",
+            "names '../x.safetensors', no safetensors file beside it; see",
         ),
         "org/gguf": (
             Repo({"b/Q8.gguf": b"", "a Q4.GGUF": b""}),

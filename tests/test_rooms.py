@@ -13,10 +13,11 @@ PACKAGE = Path(__file__).parent.parent / "planner"
 
 ORDER = [
     "arrays", "errors", "units", "axes", "columns", "files", "row", "precision", "cached", "tensors", "formats",
-    "attention", "variants", "state", "feedforward", "model", "gpu", "catalog", "checkpoint.jsonfile",
+    "mixes", "attention", "variants", "state", "feedforward", "model", "gpu", "catalog", "checkpoint.jsonfile",
     "checkpoint.safetensors", "checkpoint.hub", "checkpoint.expression", "checkpoint.architecture",
     "checkpoint.template", "checkpoint.modules", "checkpoint.quantization", "checkpoint.reconcile",
-    "checkpoint.config", "checkpoint.load", "stage", "memory", "work", "roofline", "efficiency", "serving",
+    "checkpoint.config", "checkpoint.ggufheader", "checkpoint.ggufparts", "checkpoint.ggufstate", "checkpoint.gguflayer",
+    "checkpoint.gguf", "checkpoint.load", "stage", "memory", "work", "roofline", "efficiency", "serving",
     "deployment", "settle", "evaluate", "result", "remedies", "derivations", "verbs.plan", "verbs.sweep",
     "verbs.compare", "verbs.explain", "report.tables", "report.data", "report.words", "report.terminal",
     "report.card", "cli.options", "cli.output", "cli.commands", "cli.app",

@@ -129,7 +129,7 @@ def read_gguf(path: Path) -> ModelSpec:
     try:
         return _model(header, facts, path, source)
     except ValidationError as error:
-        raise CardError(f"{facts.where}: {one_line(error)} (read as {facts.arch[:40]}); the file is damaged") from None
+        raise CardError(f"{facts.where}: {one_line(error)} (read as {facts.arch[:40]}); is the file whole?") from None
 
 
 def _check(header: GgufHeader, facts: Facts) -> None:
@@ -154,7 +154,7 @@ def _model(header: GgufHeader, facts: Facts, path: Path, source: Source) -> Mode
     if embedding is None or len(embedding.shape) != 2:
         facts.refuse("has no token_embd.weight, the embedding; name the language model's file")
     hidden, vocab = embedding.shape
-    if facts.need("embedding_length") != hidden:
+    if facts.number("embedding_length", hidden) != hidden:
         facts.note(f"The tensors have width {hidden:,} rather than {facts.number('embedding_length'):,}")
     layers, drafted = _layer_count(inside, facts)
     ledger = Ledger()
@@ -251,10 +251,9 @@ def _stack(
     for i, tensors in enumerate(inside):
         layer = Layer(i, tensors, facts, hidden, ledger)
         found = {"state": state_of(layer), "attention": attention_of(layer, given[i]), "ffn": feedforward_of(layer)}
-        if not any(row for row, _ in found.values()):
-            layer.refuse(
-                f"has none of attn_q, attn_qkv, attn_kv_a_mqa, ssm_in, ffn_up or ffn_down_exps, but {_few(layer.names())}"
-            )
+        mixes = found["attention"][0] or found["state"][0]
+        if not (mixes or found["ffn"][0]) or (not mixes and layer.projects_attention()):
+            layer.refuse(f"has no attention by attn_q, attn_qkv or attn_kv_a_mqa, but {_few(layer.names())}")
         for name in norms[i]:
             layer.claim(Role.VECTOR, name, *((name.replace(".weight", ".bias"),) if biased else ()))
         for what, (row, _) in found.items():
@@ -287,19 +286,16 @@ def _few(names: list[str]) -> str:
     return re.sub(r"[^\x20-\x7e\xa0-\uffff]", "?", ", ".join(n[:60] for n in names[:3])) + more
 
 
+_INNER = ("attn_q", "attn_k", "ssm_", "indexer.")
+"""Beginnings of norms within attention and state, however wide."""
+
+
 def _norm_names(tensors: dict[str, GgufTensor], hidden: int) -> list[str]:
     """Norms of the hidden state in a layer, the two that most models have first."""
     usual = ("attn_norm.weight", "ffn_norm.weight")
-    per_head = (
-        "attn_q_norm.weight",
-        "attn_k_norm.weight",
-        "attn_q_a_norm.weight",
-        "attn_kv_a_norm.weight",
-        "ssm_norm.weight",
-    )
     found = [
         name for name, t in tensors.items()
-        if "norm" in name and name.endswith(".weight") and t.shape == (hidden,) and name not in per_head
+        if "norm" in name and name.endswith(".weight") and t.shape == (hidden,) and not name.startswith(_INNER)
     ]  # fmt: skip
     return sorted(found, key=lambda name: (name not in usual, name))
 

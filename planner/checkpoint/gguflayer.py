@@ -101,8 +101,10 @@ def _fitted(layer: Layer, given: Heads) -> tuple[tuple[int, int, int, int], bool
             tried.append(
                 (many, (fused - many * key) // (key + value) if fused else k // key or v // value or kv, key, value)
             )
+    if kv and k and v and not fused:
+        tried.append((o // max(v // kv, 1), kv, k // kv, v // kv))
     if heads and kv:
-        tried.append((heads, kv, k // kv or q // heads or fused // (heads + 2 * kv), v // kv or o // heads))
+        tried.append((heads, kv, q // heads or fused // (heads + 2 * kv), v // kv or o // heads))
     found = next((shape for shape in tried if fits(*shape)), None)
     if found is None:
         sizes = f"attn_qkv of {fused:,}" if fused else f"attn_q, attn_k and attn_v of {q:,}, {k:,} and {v:,}"

@@ -154,7 +154,13 @@ class Layer:
         self._left.clear()
 
     def names(self) -> list[str]:
+        """What is left."""
         return sorted(self._left)
+
+    def projects_attention(self) -> bool:
+        """Whether projections of attention are left, beyond the one matrix that some layers have in its place."""
+        left = [n for n in self._left if n.startswith("attn_") and len(self.shape(n)) > 1]
+        return bool(left) and left != ["attn_output.weight"]
 
     def refuse(self, why: str) -> NoReturn:
         self.facts.refuse(

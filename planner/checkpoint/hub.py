@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -72,7 +72,7 @@ class Snapshot:
 def fetch(repo_id: str, revision: str | None = None) -> Snapshot:
     """Read a model's configuration and tensor headers from the hub, or from the cache if the hub is out of reach.
 
-    ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_HUB_DOWNLOAD_TIMEOUT`` mean what they mean to
+    ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_HUB_DOWNLOAD_TIMEOUT`` mean what they do to
     the hub's own client.
 
     Parameters
@@ -134,7 +134,7 @@ class _Remote:
     Attributes
     ----------
     session
-        The hub client's: of requests before its version 1, then of httpx or a successor.
+        The hub client's, of httpx.
     sent
         HTTP headers of every request.
     timeout
@@ -209,10 +209,11 @@ class _Remote:
         until = monotonic() + PATIENCE * self.timeout
         data = bytearray()
         try:
-            with _opened(self.session, url, {**self.sent, **wanted}, self.timeout) as response:
+            sent = {**self.sent, **wanted}
+            with self.session.stream("GET", url, headers=sent, timeout=self.timeout, follow_redirects=True) as response:
                 if response.status_code not in (200, 206):
                     raise self._refused(response.status_code, response.headers, what)
-                for piece in _pieces(response):
+                for piece in response.iter_bytes():
                     data += piece
                     if len(data) >= most:
                         break
@@ -221,7 +222,7 @@ class _Remote:
                 return bytes(data[:most]), _size(response) if part else None
         except HubError:
             raise
-        except Exception as error:  # of requests, of httpx, of what succeeded it, or of the client's hooks
+        except Exception as error:  # of httpx, or of the client's hooks
             raise self._failed(error, what) from None
 
     def _refused(self, status: int, answer: Mapping[str, str], what: str) -> HubError:
@@ -249,9 +250,9 @@ class _Remote:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "OfflineModeIsEnabled" in kinds:
             return _OutOfReachError(f"{self.repo_id} is not in the cache, and HF_HUB_OFFLINE is set; unset it")
-        if kinds & {"TimeoutException", "Timeout"} or "timed out" in str(error):
+        if "TimeoutException" in kinds or "timed out" in str(error):
             return self._slow(what)
-        if kinds & {"RemoteProtocolError", "ReadError", "DecodingError", "ChunkedEncodingError"}:
+        if kinds & {"RemoteProtocolError", "ReadError", "DecodingError"}:
             return self._cut_off(what)
         return _OutOfReachError(
             f"cannot reach {self.endpoint} ({_line(error)}), and {self.repo_id} is not in the cache; check the network"
@@ -272,22 +273,6 @@ class _Remote:
             command = f"hf download {self.repo_id} {shlex.quote(file[:100])}"
             return HubError(f"{self.repo_id} holds GGUF files; download one and name it, such as by {command}")
         return HubError(f"{self.repo_id} has no config.json, so it is no model of transformers; see {self.page}")
-
-
-def _opened(session: Any, url: str, sent: Mapping[str, str], timeout: float) -> AbstractContextManager[Any]:
-    """An answer whose body is still to be read."""
-    answer: AbstractContextManager[Any] = (
-        session.stream("GET", url, headers=sent, timeout=timeout, follow_redirects=True)
-        if callable(getattr(session, "stream", None))
-        else session.get(url, headers=sent, timeout=timeout, stream=True)
-    )
-    return answer
-
-
-def _pieces(response: Any) -> Iterator[bytes]:
-    """The body as it arrives."""
-    pieces: Iterator[bytes] = response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(4096)
-    return pieces
 
 
 def _names(siblings: list[Any]) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from planner.errors import CardError
 
@@ -36,7 +36,9 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def parse_object(data: bytes | str, where: str) -> dict[str, Any]:
-    """A JSON object, without duplicate keys, infinities, deep nesting or millions of parts.
+    """A JSON object, without duplicate keys, too many parts or deep nesting.
+
+    ``NaN`` and ``Infinity`` are read: configurations hold them where they are harmless, such as time steps of Mamba-2.
 
     Raises
     ------
@@ -55,14 +57,11 @@ def parse_object(data: bytes | str, where: str) -> dict[str, Any]:
             raise CardError(f"{where}: the key {twice[:60]!r} stands twice; remove one")
         return found
 
-    def constant(name: str) -> NoReturn:
-        raise CardError(f"{where}: {name} is not a number of JSON; write a finite one or null")
-
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         if sum(map(text.count, ",[{")) > MAX_PARTS:
             raise CardError(f"{where}: more than {MAX_PARTS:,} parts; a file of a model has fewer")
-        found = json.loads(text, object_pairs_hook=once, parse_constant=constant)
+        found = json.loads(text, object_pairs_hook=once)
     except UnicodeDecodeError:
         raise CardError(f"{where}: not UTF-8 text") from None
     except (ValueError, RecursionError) as error:

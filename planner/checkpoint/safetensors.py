@@ -122,7 +122,7 @@ def _shards(index: Mapping[str, Any], where: str) -> tuple[str, ...]:
     files = set(placed.values())
     for name in files:
         if not name.endswith(".safetensors") or not name.isprintable() or re.search(r"[/\\:]", name):
-            raise CardError(f"{where}: {INDEX} names {name[:60]!r}; a shard is a safetensors file of the same folder")
+            raise CardError(f"{where}: {INDEX} names {name[:60]!r}, no safetensors file beside it; get another")
     return tuple(sorted(files))
 
 

@@ -40,7 +40,8 @@ def scope_of(arch: Architecture, config: Mapping[str, Any]) -> Scope:
         if name not in arch.configs:
             return None if table is None else Scope(table)
         table = table or {}
-        named = find_architecture([str(table.get("model_type") or "")], {}) or arch.configs[name]
+        own = find_architecture([str(table.get("model_type") or "")], {})
+        named = own if own and own != arch.name else arch.configs[name]  # some give a tower the name of the whole
         if not named:
             return Scope(table)
         inner = load_architecture(named)
