@@ -71,6 +71,8 @@ class AttentionRow(Row):
     owner: Flag = True
     """Whether the layer holds its keys and values, rather than reading those of an earlier layer."""
     indexer: Indexer | None = None
+    read: Count | None = None
+    """Most tokens that a decode step reads, where the indexer of an earlier layer picks them."""
     attends_source: bool = False
     """Whether the keys are the encoder's output (cross-attention) rather than the sequence itself."""
     distinct: Maybe = 0
@@ -122,7 +124,7 @@ class AttentionRow(Row):
     @property
     def read_tokens(self) -> int:
         """Most tokens that a decode step reads."""
-        return self.indexer.top_k if self.indexer else UNBOUNDED
+        return self.indexer.top_k if self.indexer else self.read or UNBOUNDED
 
     def local_heads(self, tp: int) -> int:
         """Query heads on the fullest rank."""

@@ -147,16 +147,16 @@ def _laid_out(kind: str, rows: Mapping[str, Mapping[str, Any]], scope: Scope, la
                 made = _row(row, scope, name if kind == "extra" else "")
                 if kind != "extra" or made.get("parameters"):
                     alike.setdefault(repr(made), (made, []))[1].extend(group)
-        found += _placed([(made, sorted(indices)) for made, indices in alike.values()], layers)
+        found += _placed([(made, sorted(indices)) for made, indices in alike.values()], layers, kind != "extra")
     return found
 
 
-def _placed(made: list[tuple[Card, list[int]]], layers: int) -> list[Card]:
-    """Rows with ``at``; where every layer has one, the row that is longest to place takes the rest."""
+def _placed(made: list[tuple[Card, list[int]]], layers: int, exclusive: bool) -> list[Card]:
+    """Rows with ``at``; where every layer has one and only one, the row that is longest to place takes the rest."""
     placed = [
         ({**row, "at": at_of(indices, layers)}, indices) for row, indices in sorted(made, key=lambda pair: pair[1][0])
     ]
-    if sum(len(indices) for _, indices in placed) == layers:
+    if sum(len(indices) for _, indices in placed) == layers and (exclusive or len(placed) == 1):
         rest = max(placed, key=lambda pair: (len(pair[0]["at"]), len(pair[1])))[0]
         del rest["at"]
     return [row for row, _ in placed]
@@ -186,10 +186,11 @@ def _holds(row: Mapping[str, Any], scope: Scope) -> bool:
 
 
 def _formulas(row: Mapping[str, Any]) -> Iterable[str]:
-    """Formulas of a row and of the tables in it."""
+    """Formulas of a row's values, and of the tables in it with where those are."""
     for key, value in row.items():
         if isinstance(value, dict):
             yield from _formulas(value)
+            yield str(value.get("where", True))
         elif _is_formula(key, value) and key != "where":
             yield value
 
