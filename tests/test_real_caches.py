@@ -40,16 +40,51 @@ DELTA = {
     "linear_conv_kernel_dim": 4,
 }  # fmt: skip
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2}
+INDEXER = {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 2}
+HYBRID_LAYERS = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "vocab_size": 64}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "MHA": ("llama", {"num_key_value_heads": 4}),
     "GQA": ("llama", {}),
     "MQA": ("llama", {"num_key_value_heads": 1}),
+    "MQA under another key": ("gpt_bigcode", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
     "windows by layer": ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}),
     "local and global": ("gemma3_text", {"head_dim": 16, "sliding_window": 16, "sliding_window_pattern": 2}),
+    "windows and sinks": ("gpt_oss", {"head_dim": 8, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "keys wider than values": ("mimo_v2_flash", {**MOE, "head_dim": 16, "v_head_dim": 8, "sliding_window": 16, "n_routed_experts": 4}),
+    "layers that share a cache": (
+        "gemma3n_text",
+        {"head_dim": 16, "num_hidden_layers": 6, "num_kv_shared_layers": 2, "sliding_window": 16, "laurel_rank": 4,
+         "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64, "intermediate_size": 48,
+         "activation_sparsity_pattern": [0.0] * 6,
+         "layer_types": ["sliding_attention", "full_attention"] * 3},
+    ),
     "experts": ("qwen3_moe", {**MOE, "num_experts": 4, "head_dim": 8}),
     "MLA": ("deepseek_v3", {**MLA, **MOE}),
-}
+    "MLA with an indexer": ("deepseek_v32", {**MLA, **MOE, **INDEXER}),
+    "indexers that layers share": (
+        "glm_moe_dsa", {**MLA, **MOE, **INDEXER, "indexer_types": ["full", "shared", "full", "shared"]}
+    ),
+    "gated delta net": (
+        "qwen3_next",
+        {**DELTA, **MOE, "num_experts": 4, "head_dim": 16, "shared_expert_intermediate_size": 16, "layer_types": HYBRID_LAYERS},
+    ),
+    "Mamba": ("mamba", {"state_size": 8, "time_step_rank": 4}),
+    "Mamba-2": ("mamba2", {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 1}),
+    "Mamba among attention": ("jamba", {"mamba_dt_rank": 4, "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1}),
+    "attention beside Mamba-2": ("falcon_h1", {**MAMBA2, "mamba_d_ssm": 64, "head_dim": 8}),
+    "one mixer a layer": (
+        "nemotron_h",
+        {**MOE, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "mamba_num_heads": 8,
+         "mamba_head_dim": 8, "ssm_state_size": 16, "n_groups": 1, "n_routed_experts": 4, "head_dim": 8,
+         "moe_shared_expert_intermediate_size": 16},
+    ),
+    "short convolutions": ("lfm2", {"layer_types": ["conv", "full_attention", "conv", "conv"]}),
+    "lightning attention": ("minimax", {"num_local_experts": 4, "head_dim": 8, "layer_types": HYBRID_LAYERS}),
+    "encoder-decoder": ("t5", T5),
+    "encoder-decoder, gated": ("umt5", {**T5, "feed_forward_proj": "gated-gelu"}),
+}  # fmt: skip
 
 
 def built(model_type: str, changed: dict[str, Any]) -> tuple[Any, ModelSpec]:
@@ -82,8 +117,10 @@ def tensors_in(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
 
 
 def held(cache: Any) -> list[int]:
-    """Bytes that each layer of a cache holds [B]."""
-    return [sum(t.numel() * t.element_size() for t in tensors_in(vars(layer), set())) for layer in cache.layers]
+    """Bytes that each layer of a cache holds [B]; MiniMax keeps the states of linear layers beside the others."""
+    beside = [*getattr(cache, "linear_cache", []), *[None] * len(cache.layers)]
+    layers = [[vars(layer), more] for layer, more in zip(cache.layers, beside, strict=False)]
+    return [sum(t.numel() * t.element_size() for t in tensors_in(layer, set())) for layer in layers]
 
 
 def planned(spec: ModelSpec, crossed: bool = False) -> list[int]:
@@ -114,4 +151,5 @@ def test_each_layer_caches_what_is_planned(case: str) -> None:
             assert held(out.past_key_values.cross_attention_cache) == planned(spec, crossed=True)
             assert held(out.past_key_values.self_attention_cache) == planned(spec)
         else:
-            assert held(model(input_ids=ids, use_cache=True).past_key_values) == planned(spec)
+            out = model(input_ids=ids, use_cache=True)
+            assert held(out.cache_params if "cache_params" in out else out.past_key_values) == planned(spec)
