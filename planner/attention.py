@@ -197,7 +197,7 @@ class HeadAttention(AttentionRow):
         rows.append(Tensor("o_proj", Role.ATTENTION, self.heads, value * hidden))
         if self.gate != "none":
             rows.append(
-                Tensor("gate_proj", Role.ATTENTION, self.heads, hidden * (value if self.gate == "element" else 1))
+                Tensor("output_gate", Role.ATTENTION, self.heads, hidden * (value if self.gate == "element" else 1))
             )
         if self.qkv_bias:
             width = key * (self.k_proj and self.k_bias) + value * self.v_proj

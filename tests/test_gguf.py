@@ -23,6 +23,7 @@ from planner.errors import CardError
 from planner.memory import cache_curve, weight_bytes
 from planner.model import ModelSpec
 from planner.precision import FORMATS, find_kv
+from planner.row import select_layers
 from planner.stage import stages_of
 from planner.tensors import Role
 from tests.ggufs import Shapes, attention, dense, ends, experts, keys, layers, llama, mamba2, write
@@ -270,8 +271,8 @@ def test_a_mamba_hybrid(tmp_path: Path) -> None:
         tmp_path, "granitehybrid", metadata, ends(128, 100, tied=True) | layers(8, mixer, mixer, mixer, full)
     )
     assert model.variants == ("GQA-2", "Mamba-2")
-    assert [row.at for row in model.attention] == ["3::4"]
-    assert model.state[0].at == ":3 4:7"
+    assert [select_layers(row.at, 8) for row in model.attention] == [{3, 7}]
+    assert select_layers(model.state[0].at, 8) == {0, 1, 2, 4, 5, 6}
     fixed = 6 * 4 * (256 * 16 + 4 * (256 + 2 * 2 * 16))
     assert cached(model, 1000) == fixed + 2 * 2 * 2 * 32 * 2 * 1000
     assert not model.extra
@@ -464,7 +465,8 @@ def test_layers_without_attention_are_planned(tmp_path: Path) -> None:
     shapes = ends(64, 100) | layers(4, attention(64, 4, 2, 16) | dense(64, 128), linear, dense(64, 256), linear)
     model = planned(tmp_path, "deci", keys(64, 4, heads=4, kv=[2, 0, 0, 0]), shapes)
     assert cached(model, 10) == 2 * 2 * 16 * 2 * 10
-    assert {(e.name, e.at) for e in model.extra} == {("ffn_norm", "0 1 3"), ("attn_output", "1::2")}
+    where = {e.name: select_layers(e.at, 4) for e in model.extra}
+    assert where == {"ffn_norm": {0, 1, 3}, "attn_output": {1, 3}}
 
 
 def test_an_encoder_or_an_adapter_is_no_model(tmp_path: Path) -> None:

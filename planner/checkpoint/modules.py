@@ -13,13 +13,15 @@ from functools import lru_cache
 
 _LAYER = re.compile(r"(?:^|.*?\.)(?:layers|blocks|h|block)\.([0-9]{1,5}|\*)(\*?)(?:\.(.*))?$", re.DOTALL)
 _OUTER = re.compile(r"^(?:\*\.|\*(?=[a-z])|model\.|language_model\.|transformer\.|backbone\.)+")
+_ELSEWHERE = re.compile(r"(?:^|\.)(?:mtp|vision|visual|audio|image|multi_modal|mm_)")
+"""Draft layers and towers, whose layers are not the decoder's."""
 _QUANTIFIER = re.compile(r"[*+{]")
 _NESTED = re.compile(r"\)\s*[*+{]|\\[1-9]|\(\?(?!:)")
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention", "mixer", "linear_attn", "mamba")
 _FFN = ("mlp", "feed_forward", "ffn", "mixer", "block_sparse_moe")
 _LEAVES = {
-    "q_proj": ("q_proj", "qkv_proj"), "k_proj": ("k_proj", "qkv_proj"), "v_proj": ("v_proj", "qkv_proj"),
+    "output_gate": ("q_proj", "gate_proj", "g_proj"), "q_proj": ("q_proj", "qkv_proj"), "k_proj": ("k_proj", "qkv_proj"), "v_proj": ("v_proj", "qkv_proj"),
     "o_proj": ("o_proj", "out_proj", "dense"), "gate_proj": ("gate_proj", "gate_up_proj", "w1"),
     "up_proj": ("up_proj", "gate_up_proj", "w3"), "down_proj": ("down_proj", "w2"),
     "q_a_proj": ("q_a_proj", "fused_qkv_a_proj"), "kv_a_proj": ("kv_a_proj_with_mqa", "fused_qkv_a_proj"),
@@ -80,6 +82,8 @@ class Patterns:
                 self._regexes.append(re.compile(text))
             except re.error:
                 self.refused.append(pattern)
+        elif _ELSEWHERE.search(pattern):
+            return
         elif found := _LAYER.match(pattern):
             layer, starred, rest = found[1], found[2], found[3] or "*"
             if layer == "*":
@@ -90,6 +94,11 @@ class Patterns:
                 self._of_layer.setdefault(layer, []).append(rest)
         else:
             self._everywhere.append(_OUTER.sub("", pattern) or "*")
+
+    @property
+    def routers(self) -> bool:
+        """Whether routers are named as modules of a layer, rather than as parts of its feed-forward module."""
+        return any(p.startswith("router") for several in self._of_layer.values() for p in several)
 
     def match(self, layer: int, names: tuple[str, ...]) -> bool:
         """Whether one of the names, in this layer (-1 for outside the layers), is meant."""
@@ -114,5 +123,12 @@ def _meant(pattern: str, name: str) -> bool:
     if pattern == "*":
         return True
     if any(sign in pattern for sign in "*?["):
-        return fnmatchcase(name, pattern) or fnmatchcase(name, pattern + ".*") or fnmatchcase(name + ".", pattern)
+        return any(fnmatchcase(tail, pattern) or fnmatchcase(tail, pattern + ".*") for tail in _tails(name))
     return name == pattern or name.startswith(pattern + ".") or pattern in name.split(".")
+
+
+@lru_cache(maxsize=1024)
+def _tails(name: str) -> tuple[str, ...]:
+    """A name, and what is left of it without its first parts."""
+    parts = name.split(".")
+    return tuple(".".join(parts[k:]) for k in range(len(parts)))

@@ -46,6 +46,10 @@ class Scheme:
         if not (tensor.role.linear or (tensor.role is Role.HEAD and self.head)):
             return base
         names = names_of(tensor.name, tensor.role in (Role.FFN, Role.EXPERT))
+        if (
+            tensor.role is Role.EXPERT and self.left_out.routers
+        ):  # experts stand beside the feed-forward module (Gemma 4)
+            names = tuple(dict.fromkeys(name.partition(".")[2] for name in names))
         if self.left_out.match(layer, names):
             return base
         return next((r.format for r in self.rules if r.modules is None or r.modules.match(layer, names)), base)

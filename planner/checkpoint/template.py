@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -216,15 +216,25 @@ def _row(row: Mapping[str, Any], scope: Scope, name: str = "") -> Card:
 
 
 def at_of(indices: list[int], layers: int) -> str:
-    """Layer numbers as the shortest list of slices.
+    """Layer numbers as a short list of slices.
 
-    >>> at_of([5, 11, 17], 20), at_of([0, 1, 2, 19], 20), at_of([3, 4, 5], 6), at_of([1, 2, 4, 5, 7], 8)
-    ('5::6', ':3 19', '3:', '1 2 4 5 7')
+    >>> at_of([5, 11, 17], 20), at_of([0, 1, 2, 19], 20), at_of([3, 4, 5], 6), at_of([0, 1, 3, 4, 6, 7], 9)
+    ('5::6', ':3 19', '3:', '::3 1::3')
     """
-    if len(indices) > 1:
-        step = indices[1] - indices[0]
-        if indices == list(range(indices[0], layers, step)):
-            return f"{indices[0] or ''}:{'' if step == 1 else f':{step}'}"
+    return min((_runs(indices, layers), *_periods(indices, layers)), key=len)
+
+
+def _periods(indices: list[int], layers: int) -> Iterator[str]:
+    """Layer numbers as every so many from some on, for each period that gives them all."""
+    wanted = set(indices)
+    for step in range(1, min(layers, 64)):
+        starts = [i for i in indices if i - step not in wanted]
+        if wanted == {i for start in starts for i in range(start, layers, step)}:
+            yield " ".join(f"{start or ''}:{'' if step == 1 else f':{step}'}" for start in starts)
+
+
+def _runs(indices: list[int], layers: int) -> str:
+    """Layer numbers as runs and single ones."""
     parts: list[str] = []
     start = 0
     for k in range(1, len(indices) + 1):
