@@ -83,7 +83,7 @@ def state_rows(draw: st.DrawFn) -> dict[str, Any]:
     """One layer of fixed state of any mechanism."""
     kind = draw(st.sampled_from(["mamba", "mamba2", "delta", "linear", "rglru", "conv", "fixed"]))
     heads = draw(st.sampled_from([1, 2, 4, 8]))
-    own: dict[str, Any] = {
+    widths: dict[str, dict[str, Any]] = {
         "mamba": {"inner": 8 * heads, "state": 4, "dt_rank": 3},
         "mamba2": {"head_dim": 4, "state": 8, "groups": 1},
         "delta": {"k_heads": heads, "k_head_dim": 4, "v_head_dim": 6, "decay_rank": draw(st.sampled_from([0, 4]))},
@@ -91,8 +91,8 @@ def state_rows(draw: st.DrawFn) -> dict[str, Any]:
         "rglru": {"width": 8 * heads},
         "conv": {"width": 16},
         "fixed": {"mechanism": "toy", "elements": 40, "channels": 5, "projections": 100, "vectors": 3},
-    }[kind]
-    return {"kind": kind, "heads": heads, "kernel": draw(st.sampled_from([0, 3, 4])), **own}
+    }
+    return {"kind": kind, "heads": heads, "kernel": draw(st.sampled_from([0, 3, 4])), **widths[kind]}
 
 
 @st.composite

@@ -28,7 +28,8 @@ def folder(tmp_path: Path) -> Path:
 
 def saved(folder: Path, model_type: str = "llama", **changed: Any) -> Path:
     """A checkpoint of a small model in bf16, in several shards."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**SMALL, **changed}))
+    kind: Any = AutoModelForCausalLM
+    model = kind.from_config(AutoConfig.for_model(model_type, **{**SMALL, **changed}))
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="100KB")
     return folder
 

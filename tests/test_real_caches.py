@@ -51,8 +51,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "MQA under another key": ("gpt_bigcode", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
     "windows by layer": ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}),
     "local and global": ("gemma3_text", {"head_dim": 16, "sliding_window": 16, "sliding_window_pattern": 2}),
-    "windows and sinks": ("gpt_oss", {"head_dim": 8, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "keys wider than values": ("mimo_v2_flash", {**MOE, "head_dim": 16, "v_head_dim": 8, "sliding_window": 16, "n_routed_experts": 4}),
+    "windows and sinks": (
+        "gpt_oss", {"head_dim": 8, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
+    ),
+    "keys wider than values": (
+        "mimo_v2_flash", {**MOE, "head_dim": 16, "v_head_dim": 8, "sliding_window": 16, "n_routed_experts": 4}
+    ),
     "layers that share a cache": (
         "gemma3n_text",
         {"head_dim": 16, "num_hidden_layers": 6, "num_kv_shared_layers": 2, "sliding_window": 16, "laurel_rank": 4,
@@ -68,11 +72,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gated delta net": (
         "qwen3_next",
-        {**DELTA, **MOE, "num_experts": 4, "head_dim": 16, "shared_expert_intermediate_size": 16, "layer_types": HYBRID_LAYERS},
+        {**DELTA, **MOE, "num_experts": 4, "head_dim": 16, "shared_expert_intermediate_size": 16,
+         "layer_types": HYBRID_LAYERS},
     ),
     "Mamba": ("mamba", {"state_size": 8, "time_step_rank": 4}),
     "Mamba-2": ("mamba2", {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 1}),
-    "Mamba among attention": ("jamba", {"mamba_dt_rank": 4, "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1}),
+    "Mamba among attention": (
+        "jamba", {"mamba_dt_rank": 4, "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1}
+    ),
     "attention beside Mamba-2": ("falcon_h1", {**MAMBA2, "mamba_d_ssm": 64, "head_dim": 8}),
     "one mixer a layer": (
         "nemotron_h",

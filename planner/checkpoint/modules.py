@@ -21,7 +21,8 @@ _NESTED = re.compile(r"\)\s*[*+{]|\\[1-9]|\(\?(?!:)")
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention", "mixer", "linear_attn", "mamba")
 _FFN = ("mlp", "feed_forward", "ffn", "mixer", "block_sparse_moe")
 _LEAVES = {
-    "output_gate": ("q_proj", "gate_proj", "g_proj"), "q_proj": ("q_proj", "qkv_proj"), "k_proj": ("k_proj", "qkv_proj"), "v_proj": ("v_proj", "qkv_proj"),
+    "q_proj": ("q_proj", "qkv_proj"), "k_proj": ("k_proj", "qkv_proj"), "v_proj": ("v_proj", "qkv_proj"),
+    "output_gate": ("q_proj", "gate_proj", "g_proj"),
     "o_proj": ("o_proj", "out_proj", "dense"), "gate_proj": ("gate_proj", "gate_up_proj", "w1"),
     "up_proj": ("up_proj", "gate_up_proj", "w3"), "down_proj": ("down_proj", "w2"),
     "q_a_proj": ("q_a_proj", "fused_qkv_a_proj"), "kv_a_proj": ("kv_a_proj_with_mqa", "fused_qkv_a_proj"),

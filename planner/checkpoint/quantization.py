@@ -11,7 +11,7 @@ Hugging Face transformers, ``utils/quantization_config.py``; compressed-tensors,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from planner.checkpoint.modules import Patterns, names_of
 from planner.formats import WeightFormats, blend
 from planner.model import ModelSpec
 from planner.precision import FORMATS, Format, find_format, grouped_int
-from planner.tensors import Role, Tensor, held
+from planner.tensors import Role, Tensor
 
 Table = Mapping[str, Any]
 
@@ -95,7 +95,7 @@ def _base(config: Table) -> tuple[Format, tuple[str, ...]]:
 
 def _by_role(scheme: Scheme, base: Format, model: ModelSpec) -> WeightFormats:
     """A scheme tensor by tensor: one format where a role's tensors agree, counted bytes where they do not."""
-    tensors = list(_tensors(model))
+    tensors = list(model.placed_tensors())
     formats: dict[Role, dict[str, int]] = {}
     for layer, tensor, count in tensors:
         held = formats.setdefault(tensor.role, {})
@@ -127,16 +127,6 @@ def _by_role(scheme: Scheme, base: Format, model: ModelSpec) -> WeightFormats:
         if role in prevailing and usual[role].bits != find_format(prevailing[role]).bits
     }
     return WeightFormats(default=default, nbytes=nbytes, **named)
-
-
-def _tensors(model: ModelSpec) -> Iterator[tuple[int, Tensor, int]]:
-    """Every tensor with its layer: -1 outside the decoder's layers."""
-    yield from ((-1, t, 1) for t in (*model.input_tensors, *model.output_tensors))
-    yield from ((-1, t, n) for t, n in model.encoder_tensors)
-    for group in model.groups:
-        yield from ((layer, t, 1) for layer in group.indices for t in group.tensors if not t.distinct)
-    shared = held(([t for t in g.tensors if t.distinct], g.count) for g in model.groups)
-    yield from ((0, t, n) for t, n in shared)
 
 
 # -- schemes -----------------------------------------------------------------------------------------------------------

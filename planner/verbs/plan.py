@@ -139,8 +139,8 @@ def check_batch(batch: int | str) -> int:
 def _model_facts(model: ModelSpec) -> ModelFacts:
     return ModelFacts(
         id=model.id, name=model.name, parameters=model.total_parameters, active_parameters=model.active_parameters,
-        draft_parameters=model.drafter.parameters if model.drafter else 0, layers=model.layers, context_limit=model.context_limit, variants=model.variants,
-        source=tuple(map(str, model.source)),
+        draft_parameters=model.drafter.parameters if model.drafter else 0, layers=model.layers,
+        context_limit=model.context_limit, variants=model.variants, source=tuple(map(str, model.source)),
     )  # fmt: skip
 
 
