@@ -16,7 +16,7 @@ sharing: Brandon et al. 2024, arXiv:2405.12981. Indexer: DeepSeek-V3.2, arXiv:25
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Tag, model_validator
 
@@ -62,6 +62,9 @@ class Indexer(Row):
 
 class AttentionRow(Row):
     """What every variant answers. ``tp`` is the tensor-parallel degree."""
+
+    reference: ClassVar[str] = ""
+    """What is cached, and who says so."""
 
     at: str = ""
     """Layers that have this row, as Python slices; empty for all that no other row of its kind claims."""
@@ -143,6 +146,7 @@ class AttentionRow(Row):
 class HeadAttention(AttentionRow):
     """Keys and values cached per head: MHA, GQA and MQA, with or without a window."""
 
+    reference = "Keys and values of each KV head: Shazeer 2019, arXiv:1911.02150; Ainslie et al. 2023, arXiv:2305.13245"
     kind: Literal["heads"] = "heads"
     kv_heads: Count
     head_dim: Count
@@ -243,6 +247,7 @@ class LatentAttention(AttentionRow):
     (DeepSeek-V2, arXiv:2405.04434, section 2.1).
     """
 
+    reference = "MLA caches the latent and the rotary key: DeepSeek-V2, arXiv:2405.04434, section 2.1"
     kind: Literal["latent"] = "latent"
     q_lora_rank: Maybe = 0
     """Rank of the compressed query; 0 where queries are projected directly."""
@@ -297,6 +302,9 @@ class CompressedAttention(AttentionRow):
     that an indexer over compressed keys picks. Queries and outputs are low-rank; outputs are projected in groups.
     """
 
+    reference = (
+        "One shared vector a token in a window and one for several beyond it: transformers 5.23, models/deepseek_v4"
+    )
     kind: Literal["compressed"] = "compressed"
     head_dim: Count
     every: Maybe = 0

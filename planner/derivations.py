@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from planner.attention import AttentionRow
 from planner.cached import UNBOUNDED, Cached
@@ -18,7 +19,7 @@ from planner.memory import widest_intermediate
 from planner.precision import find_format
 from planner.result import Plan
 from planner.roofline import IDEAL, Shares
-from planner.tensors import Tensor, ceil_div
+from planner.tensors import Role, Tensor, ceil_div
 from planner.work import Operator
 
 
@@ -64,13 +65,19 @@ def _tensor_sum(tensors: list[tuple[Tensor, int]], active: bool = False) -> str:
 
 
 def _weights(d: Deployment, tensors: list[tuple[Tensor, int]], tp: int) -> str:
-    """Parameters by format, times bytes of each."""
-    by_format: dict[str, int] = {}
+    """Parameters times bytes of each, like formats together; a role whose bytes come out uneven is rounded up by itself."""
+    by_role: dict[Role, int] = {}
     for t, count in tensors:
-        form = d.precision.weights[t.role]
-        by_format[form.id] = by_format.get(form.id, 0) + count * t.per_rank(tp)
-    bits = {f.id: f.bits for f in d.precision.weights.values()}
-    return _sum([f"{n} * {bits[f] / 8}" for f, n in by_format.items()])
+        by_role[t.role] = by_role.get(t.role, 0) + count * t.per_rank(tp)
+    even: dict[Fraction, int] = {}
+    uneven = []
+    for role, n in by_role.items():
+        size = d.precision.weights[role].bits / 8
+        if n * size.numerator % size.denominator:
+            uneven.append(f"-(-{n} * {size.numerator} // {size.denominator})")
+        else:
+            even[size] = even.get(size, 0) + n
+    return _sum([*(f"{n} * {size}" for size, n in even.items()), *uneven])
 
 
 def _vectors(cached: tuple[Cached, ...], d: Deployment) -> str:
@@ -265,13 +272,9 @@ def _model_sources(c: Case) -> tuple[str, ...]:
 
 
 def _cache_sources(c: Case) -> tuple[str, ...]:
-    latent = any(row.variant == "MLA" for row, _ in _rows(c))
-    formula = (
-        "MLA caches the latent and the rotary key: DeepSeek-V2, arXiv:2405.04434, section 2.1"
-        if latent
-        else "Keys and values of each KV head: Shazeer 2019, arXiv:1911.02150; Ainslie et al. 2023, arXiv:2305.13245"
-    )
-    return (formula, *_model_sources(c))
+    attention = (row.reference for row, _ in _rows(c))
+    states = (group.state.reference for group in c.d.model.groups if group.state)
+    return (*dict.fromkeys((*attention, *states)), *_model_sources(c))
 
 
 def _budget_sources(c: Case) -> tuple[str, ...]:

@@ -314,7 +314,7 @@ class ModelSpec(Stack):
         The parameter count follows the new rows. Cross-attention changes with self-attention, as in Ainslie et al. 2023.
         """
         if not self.attention:
-            raise InputError(f"{self.id} has no attention that could be changed; leave --attention out")
+            raise InputError(f"{self.id} has no attention that could be changed; name a model that has")
         rows = tuple(with_variant(row, variant, head_dim) for row in self.attention)
         changed = self.model_copy(update={"attention": rows, "id": f"{self.id}+{variant.strip().lower()}"})
         for name in ("groups", "total_parameters", "active_parameters", "parameters_by_role"):

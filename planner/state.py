@@ -13,7 +13,7 @@ al. 2024, arXiv:2402.19427. Short convolutions: Liquid AI, LFM2, arXiv:2511.2340
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Tag
 
@@ -26,6 +26,9 @@ StateFormat = Literal["fp32", "bf16", "fp16"]
 
 class StateRow(Row):
     """What every mechanism answers. ``tp`` is the tensor-parallel degree."""
+
+    reference: ClassVar[str] = ""
+    """Where the state's shape comes from."""
 
     at: str = ""
     """Layers that have this row, as Python slices; empty for all that no other state row claims."""
@@ -101,6 +104,7 @@ def _split(name: str, role: Role, parameters: int, heads: int) -> Tensor:
 class Mamba(StateRow):
     """Mamba: a state of ``state`` numbers for each of ``inner`` channels."""
 
+    reference = "Mamba: Gu and Dao 2023, arXiv:2312.00752, section 3"
     kind: Literal["mamba"] = "mamba"
     inner: Count
     state: Count
@@ -138,6 +142,7 @@ class Mamba(StateRow):
 class Mamba2(StateRow):
     """Mamba-2: a state of ``head_dim`` × ``state`` for each head; B and C are shared by ``groups``."""
 
+    reference = "Mamba-2: Dao and Gu 2024, arXiv:2405.21060, section 7"
     kind: Literal["mamba2"] = "mamba2"
     head_dim: Count
     state: Count
@@ -180,6 +185,7 @@ class Mamba2(StateRow):
 class DeltaNet(StateRow):
     """Gated delta net: a state of ``k_head_dim`` × ``v_head_dim`` for each value head (``heads``)."""
 
+    reference = "Gated delta net: Yang et al. 2024, arXiv:2412.06464; Kimi delta attention: arXiv:2510.26692"
     kind: Literal["delta"] = "delta"
     k_heads: Count
     k_head_dim: Count
@@ -219,6 +225,7 @@ class DeltaNet(StateRow):
 class LinearAttention(StateRow):
     """Lightning attention: a state of ``head_dim`` × ``head_dim`` for each head, and a gated, normed output."""
 
+    reference = "Lightning attention: MiniMax-01, arXiv:2501.08313"
     kind: Literal["linear"] = "linear"
     head_dim: Count
     state_format: StateFormat = "bf16"
@@ -246,6 +253,7 @@ class LinearAttention(StateRow):
 class Recurrence(StateRow):
     """RG-LRU: one number for each of ``width`` channels, with block-diagonal gates by head."""
 
+    reference = "RG-LRU: De et al. 2024, arXiv:2402.19427, section 2"
     kind: Literal["rglru"] = "rglru"
     width: Count
 
@@ -278,6 +286,7 @@ class Recurrence(StateRow):
 class ShortConv(StateRow):
     """A gated short convolution (LFM2): nothing is kept but its inputs."""
 
+    reference = "Short convolutions: LFM2, arXiv:2511.23404"
     kind: Literal["conv"] = "conv"
     width: Count
     bias: Flag = False
@@ -305,6 +314,7 @@ class ShortConv(StateRow):
 class FixedState(StateRow):
     """Any other mechanism, given by its sizes: elements kept, channels convolved, and its weights."""
 
+    reference = "Fixed state: the model's own configuration and code"
     kind: Literal["fixed"] = "fixed"
     mechanism: Annotated[str, "name for people, such as RWKV or mLSTM"] = "recurrent"
     elements: Maybe

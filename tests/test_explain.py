@@ -21,6 +21,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("flan-t5-xxl", "a100", {"batch": 8, "context": 300, "source": 400}),
     ("palm-540b", "64xtpu-v4", {"tp": 16, "pp": 4, "kv_shard": "batch", "batch": 100, "engine": "none"}),
     ("llama2-7b", "apple-m2-ultra", {"attention": "mqa"}),
+    ("qwen3.5-27b", "2xh100", {"batch": 7, "context": 5001, "engine": "none"}),
+    ("mamba2-2.7b", "l4", {"batch": 3}),
+    ("deepseek-v4-pro", "16xb200", {"batch": 5, "context": 50_001}),
+    ("deepseek-v3.2", "8xh200", {"batch": 9, "context": 30_000}),
+    ("gemma3n-e4b", "l4", {"batch": 2, "context": 3000}),
+    ("llama3-8b", "l4", {"batch": 4, "kv": "int8:q4_0", "weights": "q4_k_m"}),
 ]
 
 

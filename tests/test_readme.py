@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,13 @@ COMMANDS = [
 ]
 
 
+(MODEL,) = (body for kind, body in BLOCKS if kind == "json")
+"""The configuration that the page says is in `my-model.json`."""
+
+
 def run(words: str, cwd: Path) -> str:
+    if "my-model.json" in words:
+        (cwd / "my-model.json").write_text(MODEL, encoding="utf-8")
     env = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "planner", *shlex.split(words)]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd, env=env, timeout=120).stdout
@@ -59,7 +66,8 @@ def renew() -> None:
         if match[1] != "console":
             return match[0]
         words = match[2].splitlines()[0].removeprefix("$ kvplan ")
-        lines = (line.rstrip() for line in run(words, ROOT).splitlines())
+        with tempfile.TemporaryDirectory() as folder:
+            lines = [line.rstrip() for line in run(words, Path(folder)).splitlines()]
         return "```console\n$ kvplan " + words + "\n" + "\n".join(lines) + "\n```"
 
     page = FENCE.sub(screen, README)

@@ -88,10 +88,15 @@ def _first(*values: Any) -> Any:
     return next((v for v in values if v is not None), None)
 
 
+def _each(value: Any, layer: int) -> Any:
+    """The layer's own value, where a key holds a list with one for each layer."""
+    return value[layer] if isinstance(value, list) else value
+
+
 _FUNCTIONS: dict[str, Any] = {
-    "__builtins__": {}, "_times": _times, "_power": _power, "range": _range, "first": _first, "len": len, "min": min,
-    "max": max, "sum": sum, "int": int, "ceil": math.ceil, "any": any, "all": all, "isqrt": math.isqrt, "round": round,
-    "abs": abs,
+    "__builtins__": {}, "_times": _times, "_power": _power, "range": _range, "first": _first, "each": _each, "len": len,
+    "min": min, "max": max, "sum": sum, "int": int, "ceil": math.ceil, "any": any, "all": all, "isqrt": math.isqrt,
+    "round": round, "abs": abs,
 }  # fmt: skip
 
 
