@@ -18,7 +18,7 @@ ORDER = [
     "checkpoint.template", "checkpoint.modules", "checkpoint.quantization", "checkpoint.reconcile",
     "checkpoint.config", "checkpoint.ggufheader", "checkpoint.ggufparts", "checkpoint.ggufstate", "checkpoint.gguflayer",
     "checkpoint.gguf", "checkpoint.load", "stage", "memory", "work", "roofline", "efficiency", "serving",
-    "deployment", "settle", "evaluate", "result", "remedies", "derivations", "verbs.plan", "verbs.sweep",
+    "deployment", "settle", "evaluate", "result", "remedies", "substitutions", "derivations", "verbs.plan", "verbs.sweep",
     "verbs.compare", "verbs.explain", "report.tables", "report.data", "report.words", "report.terminal",
     "report.card", "cli.options", "cli.output", "cli.commands", "cli.app",
 ]  # fmt: skip

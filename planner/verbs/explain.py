@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Unpack
 
 from planner.checkpoint.load import load_model
-from planner.derivations import QUANTITIES, Case
+from planner.derivations import QUANTITIES
 from planner.errors import unknown_name
 from planner.gpu import GpuSpec
 from planner.model import ModelSpec
 from planner.result import Result
 from planner.settle import deploy
+from planner.substitutions import Case
 from planner.units import format_bytes, format_count, format_seconds
 from planner.verbs.plan import Options, check_batch, check_context, plan
 
