@@ -1,14 +1,17 @@
-"""Import, cold command, one plan in process, a sweep of a million rows."""
+"""Import, cold command, one plan in process, importing configurations, a sweep of a million rows."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 PYTHON = sys.executable
 YARDSTICK = [PYTHON, "-c", "import typer, rich"]
@@ -22,6 +25,7 @@ def main() -> None:
     pair("from planner import plan", [PYTHON, "-c", "from planner import plan"], "-")
     pair("kvplan llama3-70b --gpu h100, cold", [PYTHON, "-m", "planner", "llama3-70b", "--gpu", "h100"], "400 ms")
     one_plan()
+    imports()
     print(f"  (yardstick above: {' '.join(YARDSTICK[1:])}; below: as named)")
     for line in subprocess.run(
         [PYTHON, "-m", "benchmarks", "sweep"], check=True, capture_output=True, text=True
@@ -65,6 +69,23 @@ def one_plan() -> None:
         answer = plan(model, gpu)
         seconds = median_s(lambda model=model, gpu=gpu: plan(model, gpu), 200)  # type: ignore[misc]
         report(f"plan({model!r}, {gpu!r}); to_json()", seconds, median_s(answer.to_json, 200), "1 ms")
+
+
+def imports() -> None:
+    """Models from configurations, the first time in a process and again, against parsing a card's TOML."""
+    from planner.checkpoint.config import model_of
+    from planner.row import Source
+
+    truths = Path(__file__).parent.parent / "validation" / "model_truths.jsonl"
+    configs = {t["model"]: t["config"] for t in map(json.loads, truths.read_text(encoding="utf-8").splitlines())}
+    source = Source(title="config.json", locator="benchmarks", date="2026-11")
+    card = (Path(__file__).parent.parent / "model_cards" / "deepseek-v3.toml").read_text(encoding="utf-8")
+    yardstick = median_s(lambda: tomllib.loads(card), 200)
+    for name in ("01-ai/Yi-34B", "deepseek-ai/DeepSeek-V3", "google/gemma-3-27b-it", "nvidia/Nemotron-H-56B-Base-8K"):
+        first = median_s(lambda name=name: model_of(configs[name], name, source), 1)  # type: ignore[misc]
+        again = median_s(lambda name=name: model_of(configs[name], name, source), 100)  # type: ignore[misc]
+        report(f"import {name}, first", first, yardstick, "-")
+        report(f"import {name}", again, yardstick, "5 ms")
 
 
 def sweep_rows() -> None:

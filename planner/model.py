@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,12 +17,14 @@ from planner.attention import Attention, AttentionRow, HeadAttention
 from planner.errors import InputError
 from planner.feedforward import FeedForward
 from planner.formats import Formats, WeightFormats, counted
-from planner.mixes import Shape, find_mix, mix_formats
 from planner.precision import find_format
 from planner.row import Count, Flag, Layers, Maybe, Row, Source, Text, select_layers
 from planner.state import State, StateRow
 from planner.tensors import Role, Tensor, held, vector
 from planner.variants import with_variant
+
+if TYPE_CHECKING:
+    from planner.mixes import Shape
 
 
 class Other(Row):
@@ -285,9 +287,11 @@ class ModelSpec(Stack):
             tensor; a quantised one leaves embeddings, head, router and vectors in bf16, as quantisation schemes do; one of
             `planner.mixes.MIXES` is the mixture of GGUF files, tensor by tensor.
         """
-        if weights is not None and (mix := find_mix(weights)):
-            return mix_formats(mix, self.placed_tensors(), self._shape)
         if weights is not None:
+            from planner.mixes import find_mix, mix_formats  # large, and only needed here
+
+            if mix := find_mix(weights):
+                return mix_formats(mix, self.placed_tensors(), self._shape)
             return WeightFormats(default=find_format(weights).id).by_role()
         formats = self.weights.by_role()
         return counted(formats, self.weights.nbytes, self.parameters_by_role) if self.weights.nbytes else formats
@@ -295,6 +299,8 @@ class ModelSpec(Stack):
     @property
     def _shape(self) -> Shape:
         """What the mixtures of GGUF files ask of a model."""
+        from planner.mixes import Shape
+
         first = next(iter(self.groups[0].attention), None)
         kv_heads = first.kv_heads if isinstance(first, HeadAttention) else 1
         experts = max((row.experts for row in self.ffn), default=0)

@@ -82,6 +82,14 @@ def _formulas(table: dict[str, Any], within: str = "") -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("name", architecture_names())
+def test_what_an_architecture_names_is_there(name: str) -> None:
+    arch = load_architecture(name)
+    for nested in filter(None, arch.configs.values()):
+        load_architecture(nested)
+    assert not arch.decoder or arch.configs[arch.decoder]
+
+
 def test_no_two_architectures_claim_one_name() -> None:
     names = [a.lower() for n in architecture_names() for a in _aliases(n)] + architecture_names()
     assert len(names) == len(set(names)), sorted(n for n in set(names) if names.count(n) > 1)

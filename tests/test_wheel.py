@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from planner import gpu_ids, model_ids
+from planner.checkpoint.architecture import architecture_names
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +33,7 @@ def test_the_wheel_holds_the_package_and_its_data(wheel: Path) -> None:
     assert {t for t in tops if not t.endswith(".dist-info")} == {"planner"}
     assert sum(n.startswith("planner/model_cards/") for n in names) == len(model_ids()) + 1  # and the unpublished ones
     assert sum(n.startswith("planner/gpus/") for n in names) == len(gpu_ids())
+    assert sum(n.startswith("planner/checkpoint/architectures/") for n in names) == len(architecture_names()) + 1
     assert "planner/py.typed" in names
 
 
