@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from planner import CardError, UnknownNameError, load_model, plan
 from planner.memory import weight_bytes
@@ -139,3 +139,17 @@ def test_a_folder_that_is_none_gets_one_line(tmp_path: Path) -> None:
         load_model(tmp_path / "nothing")
     with pytest.raises(CardError, match=r"no config\.json"):
         load_model(tmp_path)
+
+
+def test_an_encoder_decoder_with_a_head_of_its_own(tmp_path: Path) -> None:
+    small = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 96}
+    kind: Any = AutoModelForSeq2SeqLM
+    kind.from_config(AutoConfig.for_model("t5", **small)).to(torch.bfloat16).save_pretrained(tmp_path)
+    tied = load_model(tmp_path)
+    assert released(tied) == tensor_bytes(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file({**load_file(path), "lm_head.weight": torch.zeros(96, 32, dtype=torch.bfloat16)}, path)
+    edit(tmp_path, tie_word_embeddings=False)
+    untied = load_model(tmp_path)
+    assert untied.total_parameters == tied.total_parameters + 96 * 32
+    assert released(untied) == tensor_bytes(tmp_path)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from planner import load_model
 from planner.cached import UNBOUNDED
 from planner.checkpoint.config import model_of
+from planner.memory import weight_bytes
 from planner.model import LayerGroup, ModelSpec
 from planner.precision import find_kv
 from planner.row import Source
@@ -160,3 +164,16 @@ def test_each_layer_caches_what_is_planned(case: str) -> None:
         else:
             out = model(input_ids=ids, use_cache=True)
             assert held(out.cache_params if "cache_params" in out else out.past_key_values) == planned(spec)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_saved_checkpoint_is_weighed_to_the_byte(case: str, tmp_path: Path) -> None:
+    model, spec = built(*CASES[case])
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    tensors = [t for path in tmp_path.glob("*.safetensors") for t in load_file(path).values()]
+    assert weight_bytes(loaded.all_tensors(), loaded.weight_formats()) == sum(
+        t.numel() * t.element_size() for t in tensors
+    )
+    assert loaded.total_parameters == spec.total_parameters
+    assert loaded.note == spec.note

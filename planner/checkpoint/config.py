@@ -89,7 +89,7 @@ def model_of(
     except CardError as error:
         raise CardError(f"{source.locator[:120]}: {error} (read as {arch.name})") from None
     census = take_census(headers, card.get("layers", 0)) if headers else None
-    changes = corrected(card, census) if census else []
+    changes = corrected(card, census, config.get("tie_word_embeddings") is False) if census else []
     model = _build(card, name, arch, source)
     formats, more = released_formats(config, quantization, model)
     model = model.model_copy(update={"weights": formats})

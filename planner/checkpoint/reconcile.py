@@ -26,13 +26,16 @@ _TOWER = re.compile(
 )
 _DRAFT = re.compile(r"(?:^|\.)(?:mtp\w*|eh_proj|nextn\w*|draft\w*)(?:\.|$)")
 _SCALE = re.compile(
-    r"(?:scales?|scale_inv|scale_\d|zeros|zero_point|g_idx|absmax|quant_map|nested_\w+|quant_state\S*|weight_shape|_amax)$"
+    r"(?:^|\.)(?:(?:weight|input|output|activation|q|k|v|kv)_(?:scale|shape)|"
+    r"(?:(?:weight|input|output|activation|q|k|v|kv)_)?(?:scales|scale_inv|scale_\d|zeros|qzeros|zero_point|amax)|"
+    r"g_idx|absmax|quant_map|nested_\w+|quant_state\S*)$"
 )
 _BUFFER = re.compile(
-    r"(?:inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|masked_bias|position_ids|e_score_correction_bias|tid2eid)$"
+    r"inv_freq$|(?:^|\.)(?:attn|attention)\.(?:bias|masked_bias)$|position_ids$|e_score_correction_bias$|tid2eid$"
+    r"|(?:slope_rate|(?:query|key|diagonal)_decay)$"
 )
 _EMBED = re.compile(
-    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|embedding|embeddings|embed)\.weight$"
+    r"(?:^|\.)(?:embed_tokens|shared|wte|word_embeddings|embed_in|tok_embeddings|embedding|embeddings|embed)\.weight$"
 )
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\.weight$")
 
@@ -56,6 +59,8 @@ class Census:
         Parameters and bytes by role, draft layers left out [B].
     exact
         Whether every parameter is stored by itself, so that they can be counted; packed integers cannot.
+    buffers
+        Elements of tensors that most architectures do not count as parameters, such as corrections of the router.
     draft_bytes
         Bytes of layers that only speculative decoding loads [B].
     """
@@ -63,6 +68,7 @@ class Census:
     elements: dict[Role, int] = field(default_factory=dict)
     nbytes: dict[Role, int] = field(default_factory=dict)
     exact: bool = True
+    buffers: int = 0
     draft_bytes: int = 0
     embed: Sequence[int] = ()
     head: bool = False
@@ -74,14 +80,20 @@ class Census:
 def take_census(headers: Iterable[Header], layers: int) -> Census:
     """Count tensors by role; layers from number ``layers`` on, and those named so, are draft layers."""
     found = Census()
-    for h in headers:
+    listed = tuple(headers)
+    names = {h.name for h in listed}
+    for h in listed:
         within = None if _TOWER.search(h.name) else _LAYER.search(h.name)
         if _DRAFT.search(h.name) or (within and int(within[1]) >= layers and _drafts(h.name)):
             found.draft_bytes += h.nbytes
             continue
         role = _role(h.name, within)
         found.nbytes[role] = found.nbytes.get(role, 0) + h.nbytes
-        if _SCALE.search(h.name) or _BUFFER.search(h.name):
+        scale = h.name.endswith(".scale") and f"{h.name.removesuffix('.scale')}.weight" in names
+        if scale or _SCALE.search(h.name):
+            continue
+        if _BUFFER.search(h.name):
+            found.buffers += prod(h.shape)
             continue
         found.exact &= h.dtype not in _INTEGERS
         found.elements[role] = found.elements.get(role, 0) + prod(h.shape)
@@ -120,12 +132,19 @@ def _notice(found: Census, h: Header, within: re.Match[str] | None) -> None:
         found.widths.add(h.shape[0])
 
 
-def corrected(card: Card, census: Census) -> list[str]:
-    """Put right in a card what the tensors show to be otherwise; what was changed, in words."""
+def corrected(card: Card, census: Census, untied: bool = False) -> list[str]:
+    """Put right in a card what the tensors show to be otherwise; what was changed, in words.
+
+    Parameters
+    ----------
+    untied
+        Whether the configuration says that the head is not the embedding. A head that is there counts only then: tied models
+        may hold a copy, which is not loaded.
+    """
     notes: list[str] = []
 
     def put(key: str, value: int | bool, what: str) -> None:
-        if card.get(key) != value:
+        if card.get(key, False) != value:
             notes.append(f"{what} {value:,} rather than {card.get(key):,}" if not isinstance(value, bool) else what)
             card[key] = value
 
@@ -134,6 +153,8 @@ def corrected(card: Card, census: Census) -> list[str]:
         put("hidden", census.embed[1], "hidden width")
     if census.embed and not census.head and not card.get("tied"):
         put("tied", True, "no head of its own")
+    if census.head and untied:
+        put("tied", False, "a head of its own")
     rows = [r for r in card.get("attention", []) if r.get("kind", "heads") == "heads"]
     if len(census.key_rows) == 1 and len({(r["kv_heads"], r["head_dim"]) for r in rows}) == 1:
         heads, rest = divmod(next(iter(census.key_rows)), rows[0]["head_dim"])
@@ -165,12 +186,27 @@ def with_counted(model: ModelSpec, census: Census) -> tuple[ModelSpec, list[str]
             fields = model.model_dump(exclude={"parameters", "parameters_within"}, exclude_none=True)
             model = ModelSpec.derived(**{**fields, "other": [*fields["other"], unexplained]})
             notes.append(f"{gap:,} parameters more than the configuration explains")
-        elif gap < 0:
+        elif gap < 0 and -gap != census.buffers:
             notes.append(f"{-gap:,} parameters fewer than the configuration derives")
-    held = {role: n for role, n in census.nbytes.items() if n}
-    homeless = sum(held.pop(role) for role in list(held) if not model.parameters_by_role.get(role))
-    if homeless and held:  # bytes of a role that the rows do not have go to the largest that they do
-        held[max(held, key=lambda role: held[role])] += homeless
-    weights = model.weights.model_copy(update={"nbytes": held})
+    weights = model.weights.model_copy(update={"nbytes": _by_role(model, census)})
     assert isinstance(weights, WeightFormats)
     return model.model_copy(update={"weights": weights}), notes
+
+
+def _by_role(model: ModelSpec, census: Census) -> dict[Role, int]:
+    """Bytes of each role that sum to what is there [B].
+
+    They are those counted where the tensors show the model's own roles. Names of another kind tell the sum only: then roles
+    have the bytes that their formats give, and the largest takes the difference.
+    """
+    held = {role: n for role, n in census.nbytes.items() if n}
+    parameters = {role: n for role, n in model.parameters_by_role.items() if n}
+    if held.keys() == parameters.keys():
+        return held
+    formats, total = model.weight_formats(), sum(held.values())
+    derived = {role: int(formats[role].nbytes(n)) for role, n in parameters.items()}
+    largest = max(derived, key=lambda role: derived[role])
+    rest = total - sum(n for role, n in derived.items() if role is not largest)
+    if rest > 0:
+        return {**derived, largest: rest}
+    return {role: max(1, n * total // sum(derived.values())) for role, n in derived.items()}
