@@ -55,7 +55,8 @@ class Deployment:
 
     @property
     def weights_label(self) -> str:
-        return formats_label(self.precision.weights)
+        released = self.model.weights.label if self.weights is None else None
+        return released or formats_label(self.precision.weights)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
