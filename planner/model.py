@@ -53,11 +53,20 @@ class LayerWeights(Row):
     """``attention`` and ``ffn`` are projections that every token is multiplied by; ``other`` is looked up."""
     distinct: Maybe = 0
     """How many sets the layers have between them, where they share; 0 if each has its own."""
+    units: Count = 1
+    """Slices that tensor parallelism can deal out; with one, every rank holds the whole."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LayerWeights:
+        if self.parameters % self.units:
+            raise ValueError(f"units = {self.units} must divide parameters = {self.parameters}")
+        return self
 
     @property
     def tensor(self) -> Tensor:
-        """The weights as one tensor that every rank holds."""
-        return Tensor(self.name, Role(self.role), 1, self.parameters, distinct=self.distinct)
+        """The weights as one tensor."""
+        size = self.parameters // self.units
+        return Tensor(self.name, Role(self.role), self.units, size, distinct=self.distinct)
 
 
 @dataclass(frozen=True, slots=True)

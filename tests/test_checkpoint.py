@@ -168,6 +168,30 @@ def test_an_unknown_wrapper_is_planned_as_its_language_model() -> None:
 # -- quantisation ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("wrapper", ["llava", "qwen2_vl", "qwen2_5_vl", "hunyuan_vl", "paddleocr_vl"])
+def test_an_older_file_has_its_decoders_keys_at_the_top(wrapper: str) -> None:
+    keys = {**LLAMA, "head_dim": 8}
+    flat = read({**keys, "model_type": wrapper})
+    nested = read({"model_type": wrapper, "text_config": {k: v for k, v in keys.items() if k != "model_type"}})
+    assert flat.layers == 3
+    assert flat.total_parameters == nested.total_parameters
+
+
+def test_a_wrapper_without_its_decoders_table_is_what_its_class_says() -> None:
+    first = read({**LLAMA, "model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]})
+    assert first == read({**LLAMA, "model_type": "llava_llama"})
+
+
+def test_experts_beside_a_layers_own_are_dealt_out_to_ranks() -> None:
+    model = read({
+        **LLAMA, "model_type": "ernie4_5_vl_moe", "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": [32, 16],
+        "moe_num_shared_experts": 1, "moe_layer_start_index": 0,
+    })  # fmt: skip
+    experts = next(row.tensor for row in model.extra if row.name == "vision experts")
+    assert experts.parameters == 4 * 3 * 64 * 16
+    assert experts.per_rank(4) == experts.parameters // 4
+
+
 def bits(quantization: dict[str, Any], **config: Any) -> dict[str, float]:
     formats = read({**LLAMA, **config, "quantization_config": quantization}).weight_formats()
     roles = {"attention": Role.ATTENTION, "ffn": Role.FFN, "head": Role.HEAD, "embedding": Role.EMBEDDING}

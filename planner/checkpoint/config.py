@@ -111,7 +111,7 @@ def architecture_of(config: Mapping[str, Any], assume_decoder: bool = False) -> 
     classes = config.get("architectures")
     named = [str(n) for n in (config.get("model_type"), *(classes if isinstance(classes, list) else ())) if n]
     if found := find_architecture(named, config):
-        return load_architecture(found), []
+        return _of_names(found, named, config), []
     shown = (named[0] if named else "no model_type")[:60]
     for key in _NESTED:
         inner = config.get(key)
@@ -129,6 +129,15 @@ def architecture_of(config: Mapping[str, Any], assume_decoder: bool = False) -> 
             + "; --assume-decoder plans it as a standard decoder all the same"
         )
     return arch, [f"{shown} is unknown: planned as a standard decoder (Llama's layers) by its keys."]
+
+
+def _of_names(found: str, named: Sequence[str], config: Mapping[str, Any]) -> Architecture:
+    """What the names say, or, where that wraps a decoder whose table the file lacks, what a later name says by itself."""
+    arch = load_architecture(found)
+    if not arch.decoder or isinstance(config.get(arch.decoder), dict):
+        return arch
+    others = (load_architecture(other) for name in named if (other := find_architecture([name], {})))
+    return next((other for other in others if not other.decoder), arch)
 
 
 def _build(card: Card, name: str, arch: Architecture, source: Source) -> ModelSpec:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -163,10 +164,7 @@ def _counted(index: object) -> object:
 
 
 def _repeated(names: list[str]) -> str | None:
-    if len(set(names)) == len(names):
-        return None
-    seen: set[str] = set()
-    return next(n for n in names if n in seen or seen.add(n))  # type: ignore[func-returns-value]
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _read_one(path: Path) -> GgufHeader:

@@ -39,6 +39,8 @@ def scope_of(arch: Architecture, config: Mapping[str, Any]) -> Scope:
     def nested(name: str, table: Mapping[str, Any] | None) -> Scope | None:
         if name not in arch.configs:
             return None if table is None else Scope(table)
+        if table is None and name == arch.decoder and "num_hidden_layers" in config:
+            table = config  # older files of a wrapper have its decoder's keys at the top
         table = table or {}
         own = find_architecture([str(table.get("model_type") or "")], {})
         named = own if own and own != arch.name else arch.configs[name]  # some give a tower the name of the whole
