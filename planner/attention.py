@@ -57,7 +57,7 @@ class Indexer(Row):
     def cached(self, tp: int, every: int = 1) -> Cached:
         """The keys that the indexer compares with."""
         work = 2 * ceil_div(self.heads, tp) * self.head_dim
-        return Cached(1, self.head_dim, every=every, flops=work, prefill_flops=work)
+        return Cached(1, self.head_dim, "index", every=every, flops=work, prefill_flops=work)
 
 
 class AttentionRow(Row):
@@ -71,6 +71,8 @@ class AttentionRow(Row):
     heads: Count
     window: Count | None = None
     """Tokens kept: a sliding window, or the chunk of chunked attention, of which it is the most; none keeps all."""
+    chunked: Flag = False
+    """Whether the window is a chunk: it starts anew at every multiple instead of sliding."""
     owner: Flag = True
     """Whether the layer holds its keys and values, rather than reading those of an earlier layer."""
     indexer: Indexer | None = None

@@ -33,7 +33,7 @@ class Cached:
     vectors, width
         Vectors of one entry, and elements of each.
     part
-        Whether they are kept in the format of keys or of values.
+        Whether they are kept in the format of keys, of values or of an indexer's keys.
     kept
         Most tokens that are held: a window, or `UNBOUNDED`.
     every
@@ -48,7 +48,7 @@ class Cached:
 
     vectors: int
     width: int
-    part: Literal["k", "v"] = "k"
+    part: Literal["k", "v", "index"] = "k"
     kept: int = UNBOUNDED
     every: int = 1
     read: int = UNBOUNDED
@@ -58,7 +58,9 @@ class Cached:
 
     def form(self, kv: KvFormats) -> Format:
         """The format they are kept in."""
-        return kv.k if self.part == "k" else kv.v
+        if self.part == "index" and kv.index:
+            return kv.index
+        return kv.v if self.part == "v" else kv.k
 
     def entry_bytes(self, kv: KvFormats) -> int:
         """Bytes of one entry [B]."""

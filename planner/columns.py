@@ -7,7 +7,7 @@ from typing import Literal
 
 from planner.units import format_bytes, format_count, format_seconds, format_tokens
 
-Unit = Literal["", "B", "s", "tokens", "sequences", "tokens/s", "FLOP/B", "count", "x", "B/s", "FLOP/s"]
+Unit = Literal["", "B", "s", "tokens", "sequences", "tokens/s", "FLOP/B", "count", "number", "x", "%", "B/s", "FLOP/s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,14 @@ class Column:
                 return f"{value:.1f}"
             case "count":
                 return format_count(value)
+            case "number":
+                return f"{value:,}"
+            case "%":
+                return (
+                    f"{value:+.1%}"
+                    if value < 0 or self.name == "error" or self.name.endswith("_error")
+                    else f"{value:.1%}"
+                )
             case "x":
                 return f"{value:,.3g}×"
             case "B/s":
@@ -124,13 +132,14 @@ DECODE_COLUMNS = (
     Column("bound", "Bound by"),
 )
 
-BUDGET_COLUMNS = (Column("part", "Part"), Column("bytes", "One GPU", "B"))
+BUDGET_COLUMNS = (Column("part", "Part"), Column("bytes", "One GPU", "B"), Column("remark", ""))
 
 FRONTIER_COLUMNS = (Column("context", "Context", "tokens"), Column("max_batch", "Max batch", "sequences"))
 
 REMEDY_COLUMNS = (
     Column("change", "Change"),
     Column("option", "Option"),
+    Column("engine_option", "Engine's own flags"),
     Column("max_batch", "Max batch", "sequences"),
     Column("step_s", "Expected step", "s"),
 )
@@ -166,4 +175,56 @@ GPU_COLUMNS = (
     Column("devices", "Node"),
     Column("architecture", "Architecture"),
     Column("name", "Name"),
+)
+
+ENGINE_COLUMNS = (
+    Column("id", "Engine"),
+    Column("name", "Name"),
+    Column("version", "Version"),
+    Column("oldest", "Known from"),
+    Column("settings", "Settings", "number"),
+    Column("launch", "Started by"),
+)
+
+KNOB_COLUMNS = (
+    Column("setting", "Setting"),
+    Column("flag", "Flag"),
+    Column("default", "Default on H100"),
+    Column("meaning", "What it sets"),
+)
+
+LOG_COLUMNS = (
+    Column("name", "Figure"),
+    Column("printed", "Printed"),
+    Column("predicted", "Predicted"),
+    Column("error", "Error", "%"),
+)
+
+ERROR_COLUMNS = (
+    Column("figure", "Figure"),
+    Column("logs", "Logs"),
+    Column("count", "Number", "number"),
+    Column("within", "Within 0.5 %", "%"),
+    Column("median", "Median", "%"),
+    Column("p90", "90th percentile", "%"),
+    Column("worst", "Worst", "%"),
+)
+
+CAPACITY_COLUMNS = (
+    Column("id", "Log"),
+    Column("engine", "Engine"),
+    Column("version", "Version"),
+    Column("model", "Model"),
+    Column("gpu", "GPU"),
+    Column("tensor_parallel", "TP"),
+    Column("kind", "Kind"),
+    Column("certain", "Certain"),
+    Column("printed_token_bytes", "Printed B/token", "B"),
+    Column("token_bytes", "Predicted B/token", "B"),
+    Column("token_bytes_error", "Error", "%"),
+    Column("printed_tokens", "Printed tokens", "number"),
+    Column("tokens", "Predicted tokens", "number"),
+    Column("tokens_error", "Error", "%"),
+    Column("note", "Note"),
+    Column("source", "Source"),
 )

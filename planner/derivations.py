@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from planner import substitutions as sub
+from planner.memory import WHOLE
 from planner.result import Plan
 from planner.roofline import IDEAL
 from planner.substitutions import Case
@@ -77,7 +78,7 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "weight_bytes": Quantity(
         "Weights of the whole model.", "B", "sum over formats of parameters * bytes per parameter",
-        lambda c: sub.weights(c.d, list(c.d.model.all_tensors()), 1), lambda p: p.memory.weight_bytes, _model_sources,
+        lambda c: sub.weights(c.d, list(c.d.model.all_tensors()), WHOLE), lambda p: p.memory.weight_bytes, _model_sources,
     ),
     "weight_bytes_per_gpu": Quantity(
         "Weights on the fullest GPU.", "B",
@@ -105,31 +106,38 @@ QUANTITIES: dict[str, Quantity] = {
         _cache_sources,
     ),
     "budget_bytes_per_gpu": Quantity(
-        "What the engine may use of one GPU.", "B", "memory_fraction * usable memory",
-        lambda c: f"int({c.d.memory_fraction!r} * {c.d.gpu.usable_bytes})", lambda p: p.memory.budget_bytes_per_gpu,
+        "What the engine may use of one GPU.", "B", "memory_fraction * (usable memory - what it sets aside before)",
+        sub.limit, lambda p: p.memory.budget_bytes_per_gpu,
         _budget_sources,
     ),
     "activation_bytes_per_gpu": Quantity(
         "Activations reserved for the engine's profiling run.", "B",
-        "max(tokens * (2 * hidden + widest intermediate) * 2, sampler_bytes * sequences * vocabulary)",
+        "max(tower, images + max(layers + experts, sampler + workspace kept)): see planner/activations.py",
         sub.activation, lambda p: p.memory.activation_bytes_per_gpu, _budget_sources,
     ),
-    "overhead_bytes_per_gpu": Quantity(
-        "Driver context, communication buffers and CUDA graphs.", "B",
-        "the engine profile's GiB, on one GPU or on one of several, * 2**30", sub.overhead,
-        lambda p: p.memory.overhead_bytes_per_gpu, lambda c: tuple(map(str, c.d.engine.source)),
+    "other_bytes_per_gpu": Quantity(
+        "Driver context, communication buffers and the like.", "B",
+        "the engine's GiB, on one GPU or on one of several, * 2**30", lambda c: sub.gib(c.d.setup.other_gib),
+        lambda p: p.memory.other_bytes_per_gpu, lambda c: tuple(map(str, c.d.engine.source)),
+    ),
+    "graph_bytes_per_gpu": Quantity(
+        "Captured graphs of decode steps.", "B", "the engine's GiB * share of the batches that are captured",
+        lambda c: str(c.d.setup.graph_bytes), lambda p: p.memory.graph_bytes_per_gpu,
+        lambda c: tuple(map(str, c.d.engine.source)),
     ),
     "usable_bytes": Quantity(
         "Memory of one GPU that a framework can address.", "B", "as the driver reports it, else the marketed capacity",
         lambda c: str(c.d.gpu.usable_bytes), lambda p: p.gpu.usable_bytes, lambda c: tuple(map(str, c.d.gpu.source)),
     ),
     "kv_pool_bytes_per_gpu": Quantity(
-        "What is left for the cache on one GPU.", "B", "memory_fraction * usable - weights - activations - overhead",
+        "What is left for the cache on one GPU.", "B",
+        "memory_fraction * (usable - lines before) - weights and other lines inside",
         sub.pool, lambda p: p.memory.kv_pool_bytes_per_gpu, _memory_sources,
     ),
     "kv_pool_tokens": Quantity(
         "Tokens that the pools hold in sequences of the planned context, in whole blocks.", "tokens",
-        "pool * context // cache of one sequence on the GPU, in blocks", sub.pool_tokens, lambda p: p.memory.kv_pool_tokens,
+        "blocks // groups * block_tokens, or blocks * longest sequence // blocks of one",
+        sub.pool_tokens, lambda p: p.memory.kv_pool_tokens,
         _memory_sources,
     ),
     "kv_bytes_per_gpu": Quantity(
@@ -141,13 +149,22 @@ QUANTITIES: dict[str, Quantity] = {
         "What the fullest GPU lacks for the planned workload.", "B", "cache of the batch on the GPU - pool", sub.missing,
         lambda p: p.memory.missing_bytes_per_gpu, _memory_sources,
     ),
+    "kv_reserved_bytes_per_sequence": Quantity(
+        "What the engine sets aside for one sequence of the planned context over all GPUs that hold it.", "B",
+        "ranks * sum over stages of units of the sequence * bytes of a unit", sub.reserved,
+        lambda p: p.memory.kv_reserved_bytes_per_sequence, _memory_sources,
+    ),
+    "max_concurrency": Quantity(
+        "Sequences of the planned context that the pools hold.", "sequences", "units / units of one sequence",
+        sub.concurrency, lambda p: p.memory.max_concurrency, _memory_sources,
+    ),
     "max_batch": Quantity(
-        "Most sequences of the planned context that fit.", "sequences", "pool // cache of one sequence on the GPU",
+        "Most sequences of the planned context that fit.", "sequences", "units of the pool // units of one sequence",
         sub.max_batch, lambda p: p.memory.max_batch, _memory_sources,
     ),
     "max_context": Quantity(
         "Longest context at which the planned batch fits.", "tokens",
-        "(pool // batch - cache of full windows) // bytes per token of the rows that still grow, in blocks",
+        "(units // batch - units that no longer grow) // units of a block in the rows that still grow * block_tokens",
         sub.max_context, lambda p: p.memory.max_context, _memory_sources,
     ),
     "ideal_step_s": Quantity(

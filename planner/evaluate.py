@@ -54,7 +54,7 @@ def evaluate(deployment: Deployment, batch: IntArray, context: IntArray) -> Eval
     max_batch = deployment.max_batch(context)
     ideal, expected = decode_times(deployment, batch, context)
     return Evaluation(
-        kv_bytes_per_sequence=deployment.curve.nbytes(context),
+        kv_bytes_per_sequence=deployment.curve.amount(context),
         max_batch=max_batch,
         max_context=deployment.max_context(batch),
         fits=batch <= max_batch,
@@ -117,7 +117,7 @@ def prefill_operators(d: Deployment, tokens: int) -> Stages:
     """
     prompt = 1.0 if d.model.encoder else float(tokens)
     return [
-        (prefill_work(d.model, stage, d.precision, d.tp, prompt, d.source_tokens), times)
+        (prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens), times)
         for stage, times in _distinct(d.stages)
     ]
 

@@ -107,6 +107,11 @@ class GpuSpec(Row):
             return int(self.memory.usable_gib * GIB)
         return int(self.memory.nominal_gb * 10**9)
 
+    def with_memory(self, nbytes: int) -> GpuSpec:
+        """The same device with another total of memory, as some driver reports it [B]."""
+        memory = self.memory.model_copy(update={"usable_gib": None, "usable_bytes": nbytes})
+        return self.model_copy(update={"memory": memory})
+
     @property
     def bandwidth_bytes_per_s(self) -> float:
         return self.memory.bandwidth_gb_per_s * 1e9

@@ -14,16 +14,18 @@ import numpy as np
 
 from planner.cached import UNBOUNDED
 from planner.formats import Formats
-from planner.model import ModelSpec
 from planner.precision import KvFormats
-from planner.stage import Stage
+from planner.stage import Sharding, Stage
 from planner.tensors import Role, Tensor, ceil_div
 
 if TYPE_CHECKING:
     from planner.arrays import Int, IntArray
 
+WHOLE = Sharding()
+"""One rank that holds everything."""
 
-def weight_bytes(tensors: Iterable[tuple[Tensor, int]], formats: Formats, tp: int = 1) -> int:
+
+def weight_bytes(tensors: Iterable[tuple[Tensor, int]], formats: Formats, sharding: Sharding = WHOLE) -> int:
     """Bytes of weights on one rank [B]: the sum over roles of parameters times bytes per parameter.
 
     Parameters
@@ -35,79 +37,84 @@ def weight_bytes(tensors: Iterable[tuple[Tensor, int]], formats: Formats, tp: in
     """
     elements: dict[Role, int] = {}
     for t, count in tensors:
-        elements[t.role] = elements.get(t.role, 0) + count * t.per_rank(tp)
+        elements[t.role] = elements.get(t.role, 0) + count * sharding.held(t)
     return sum(formats[role].nbytes(held) for role, held in elements.items())
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """What a sequence's cache gains: ``rate`` bytes for each of its ``min(L, kept) // every`` entries."""
+    """What a sequence's cache gains: ``rate`` units for each of its entries.
+
+    An entry stands for ``every`` of the ``min(L, kept)`` tokens that are held. It is there once its last token is, or, with
+    ``ahead``, as soon as its first one comes, as a block is.
+    """
 
     rate: int
     kept: int = UNBOUNDED
     every: int = 1
+    ahead: bool = False
 
     @property
     def slope(self) -> Fraction:
-        """Bytes that one token adds while it still does [B/token]."""
+        """What one token adds while it still does, on average over an entry."""
         return Fraction(self.rate, self.every)
 
-    def nbytes(self, context: Int) -> Int:
-        """Bytes after ``context`` tokens [B]."""
+    def amount(self, context: Int) -> Int:
+        """Units after ``context`` tokens."""
         held = min(context, self.kept) if isinstance(context, int) else np.minimum(context, self.kept)
-        return self.rate * (held // self.every)
+        return self.rate * (ceil_div(held, self.every) if self.ahead else held // self.every)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheCurve:
-    """Cache bytes of one sequence on one rank, as a function of its length.
+    """Cache of one sequence on one rank as a function of its length, in bytes, or in the units of an engine's pool.
 
-    Each kind of cached vector adds ``rate`` bytes for each entry until ``kept`` tokens are held, so the curve is
+    Each kind of cached vector adds ``rate`` for each entry until ``kept`` tokens are held, so the curve is
 
-        bytes(L) = fixed + sum_r rate_r * (min(L, kept_r) // every_r)
+        amount(L) = fixed + sum_r rate_r * (min(L, kept_r) / every_r, whole entries)
 
     which, where every entry is one token, is concave and piecewise linear: the lower envelope of straight lines.
 
     Attributes
     ----------
     terms
-        Rates [B/entry], with the tokens kept and the tokens an entry stands for.
+        Rates, with the tokens kept and the tokens an entry stands for.
     fixed
-        Bytes that do not depend on the length: recurrent state, and cross-attention over the source [B].
+        What does not depend on the length: recurrent state, and cross-attention over the source.
     """
 
     terms: tuple[Term, ...]
     fixed: int = 0
 
-    def nbytes(self, context: Int) -> Int:
-        """Cache of one sequence of ``context`` tokens [B].
+    def amount(self, context: Int) -> Int:
+        """Cache of one sequence of ``context`` tokens.
 
-        >>> CacheCurve((Term(100, 10), Term(1), Term(8, every=4))).nbytes(50)
+        >>> CacheCurve((Term(100, 10), Term(1), Term(8, every=4))).amount(50)
         1146
         """
         if isinstance(context, int):
-            return self.fixed + sum(term.nbytes(context) for term in self.terms)
-        return sum((term.nbytes(context) for term in self.terms), np.zeros_like(context)) + self.fixed
+            return self.fixed + sum(term.amount(context) for term in self.terms)
+        return sum((term.amount(context) for term in self.terms), np.zeros_like(context)) + self.fixed
 
     @property
     def growing(self) -> int | float:
-        """What one more token adds while every window still fills, on average over the tokens of an entry [B/token]."""
+        """What one more token adds while every window still fills, on average over the tokens of an entry."""
         return _whole(sum((term.slope for term in self.terms), Fraction(0)))
 
     @property
     def saturated(self) -> int | float:
-        """What one more token adds once every window is full [B/token]."""
+        """What one more token adds once every window is full."""
         return _whole(sum((term.slope for term in self.terms if term.kept >= UNBOUNDED), Fraction(0)))
 
     def longest(self, budget: Int) -> Int:
-        """Longest sequence whose cache fits into ``budget`` bytes [tokens]; 0 if none, `UNBOUNDED` if any does.
+        """Longest sequence that fits into ``budget`` [tokens]; 0 if none, `UNBOUNDED` if any does.
 
-        With one token an entry the curve is the minimum of the lines through its pieces, so ``bytes(L) <= budget`` as soon
+        With one token an entry the curve is the minimum of the lines through its pieces, so ``amount(L) <= budget`` as soon
         as one of the lines is, and the answer is the largest of the lines' own answers. Where an entry stands for several
-        tokens the lines answer up to one entry too early, and the last tokens are found by bisection.
+        tokens the lines are off by up to one entry, and the last tokens are found by bisection.
 
-        >>> CacheCurve((Term(100, 10), Term(1))).longest(1050)
-        50
+        >>> CacheCurve((Term(100, 10), Term(1))).longest(1050), CacheCurve((Term(3, every=16, ahead=True),)).longest(7)
+        (50, 32)
         """
         best = np.zeros_like(budget)
         for limit in (0, *sorted({term.kept for term in self.terms if term.kept < UNBOUNDED})):
@@ -117,19 +124,22 @@ class CacheCurve:
             cost = slope * full.denominator
             reach = room * cost.denominator // cost.numerator if cost else UNBOUNDED
             best = np.maximum(best, np.where(room < 0, 0, reach))
-        stride = max((term.every for term in self.terms), default=1)
-        if stride > 1:
-            best = self._refined(np.asarray(budget), best, 2 * stride)
+        early = max((term.every for term in self.terms if term.ahead), default=1) - 1
+        late = 2 * (max((term.every for term in self.terms if not term.ahead), default=1) - 1)
+        if early or late:
+            best = self._refined(
+                np.asarray(budget), np.maximum(best - early, 0), np.minimum(best + late + 1, UNBOUNDED)
+            )
         return int(best) if isinstance(budget, int) else best
 
-    def _refined(self, budget: IntArray, low: IntArray, within: int) -> IntArray:
-        """The longest sequence that fits, known to lie less than ``within`` tokens above ``low``."""
-        high = np.minimum(low + within, UNBOUNDED)
+    def _refined(self, budget: IntArray, low: IntArray, high: IntArray) -> IntArray:
+        """The longest sequence that fits, known to be at least ``low`` and less than ``high`` tokens, or `UNBOUNDED`."""
+        low = np.where(high >= UNBOUNDED, UNBOUNDED - 1, low)
         while np.any(high - low > 1):
             middle = (low + high) // 2
-            fits = self.nbytes(middle) <= budget
+            fits = self.amount(middle) <= budget
             low, high = np.where(fits, middle, low), np.where(fits, high, middle)
-        return low
+        return np.where(high >= UNBOUNDED, UNBOUNDED, low)
 
 
 def _whole(value: Fraction) -> int | float:
@@ -162,41 +172,3 @@ def cache_curve(stage: Stage, kv: KvFormats, tp: int, source_tokens: int = 0) ->
                 elif rate:
                     rates[c.kept, c.every] = rates.get((c.kept, c.every), 0) + rate
     return CacheCurve(tuple(Term(rate, kept, every) for (kept, every), rate in sorted(rates.items())), fixed)
-
-
-def activation_bytes(model: ModelSpec, tp: int, tokens: int, sequences: int, sampler_bytes: int) -> int:
-    """Peak of activations of one forward pass and of sampling after it [B].
-
-    At the peak of a layer the residual and its normalised copy are alive beside the widest intermediate of one sub-block
-    (`widest_intermediate`), in 16 bit. After the last layer the sampler holds ``sampler_bytes`` for each sampled sequence
-    and vocabulary entry, on every rank. The two do not overlap:
-
-        max(tokens * (2 * hidden + widest) * 2, sampler_bytes * sequences * vocabulary)
-
-    Parameters
-    ----------
-    tokens, sequences
-        Tokens in the pass, and how many of them are sampled; both 0 for no reserve.
-    """
-    layers = tokens * (2 * model.hidden + widest_intermediate(model, tp)) * 2
-    return max(layers, sampler_bytes * sequences * model.vocab)
-
-
-def widest_intermediate(model: ModelSpec, tp: int) -> int:
-    """Elements that one token's widest sub-block holds at once on one rank.
-
-    Attention: queries and their output, keys and values. State layers: what enters the convolution, leaves it, and gates
-    it. Feed-forward: gate, up and their product, for each expert that the
-    token is sent to.
-    """
-    widest = 0
-    for group in model.groups:
-        if group.state:
-            widest = max(widest, 3 * group.state.local(group.state.conv_channels or group.state.heads, tp))
-        for row in group.attention:
-            widest = max(widest, 2 * row.local_heads(tp) * row.query_dim + row.cache_elements(tp))
-        if group.ffn:
-            branches = 3 if group.ffn.gated else 2
-            routed = max(group.ffn.top_k, 1) * group.ffn.width
-            widest = max(widest, *(branches * ceil_div(width, tp) for width in (routed, group.ffn.shared_width)))
-    return widest

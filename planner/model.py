@@ -33,6 +33,11 @@ class Other(Row):
     name: Text
     parameters: Count
 
+    @property
+    def is_tower(self) -> bool:
+        """Whether it turns images into tokens."""
+        return "vision tower" in self.name
+
 
 class Drafter(Row):
     """Layers that only speculative decoding loads (multi-token prediction); counted apart from the model."""
@@ -181,6 +186,8 @@ class ModelSpec(Stack):
     embedding_width: Count | None = None
     """Width of the embedding and of a head of its own, where it is not the hidden width (OPT-350M)."""
     weights: WeightFormats = Field(default_factory=WeightFormats)
+    kv: str = ""
+    """Format of the cache that the checkpoint declares, with scales for it; empty if it declares none."""
     parameters: Count
     parameters_within: Maybe = 0
     """Half a unit of the last published digit, where only a rounded count was published."""

@@ -150,6 +150,10 @@ KV_FORMATS: dict[str, Format] = {
         *_PLAIN,
         Format("int8", Fraction(8), ("int8", *_HALF), _SCALED, ("i8",), vector_bytes=4),
         Format("int4", Fraction(4), _HALF, _SCALED, ("i4",), vector_bytes=4),
+        # An indexer's key of 128: 128 B and one fp32 scale.
+        Format(
+            "fp8-scaled", Fraction(8), ("fp8", *_HALF), "DeepSeek-V3.2, arXiv:2512.02556, section 2.1", vector_bytes=4
+        ),
         FORMATS["nvfp4"],
         *(GGML_TYPES[name] for name in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")),
     )
@@ -163,6 +167,8 @@ class KvFormats:
 
     k: Format
     v: Format
+    index: Format | None = None
+    """What an indexer's keys are cached in, where it is not the format of keys."""
 
     @property
     def id(self) -> str:

@@ -54,7 +54,11 @@ class GpuFacts(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentFacts(Result):
-    """How the model is cut, in which formats, under which engine."""
+    """How the model is cut, in which formats, under which engine.
+
+    ``max_tokens`` is the longest sequence that the engine is started for, ``step_tokens`` and ``sequences`` are the most
+    that one forward pass takes; 0 where the engine sets no bound.
+    """
 
     tensor_parallel: int
     pipeline_parallel: int
@@ -62,9 +66,17 @@ class DeploymentFacts(Result):
     kv: str
     engine: str
     engine_version: str
+    engine_label: str
+    data_parallel: int
+    expert_parallel: bool
     memory_fraction: float
     kv_memory: int | None
     kv_shard: str
+    max_tokens: int
+    step_tokens: int
+    sequences: int
+    block_tokens: int
+    graphs: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +89,48 @@ class Workload(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolFacts(Result):
+    """One pool of the cache on one GPU: ``units`` of ``unit_bytes`` each.
+
+    A run of ``block_tokens`` tokens takes a unit in each of ``groups`` groups of layers; ``padded_layers`` are reserved and
+    hold nothing.
+    """
+
+    name: str
+    unit: str
+    unit_bytes: int
+    units: int | None
+    block_tokens: int
+    groups: int
+    padded_layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class GpuMemory(Result):
-    """Memory of one GPU of the fullest pipeline stage: the one with least to spare for the planned workload [B]."""
+    """Memory of one GPU of the fullest pipeline stage: the one with least to spare for the planned workload [B].
+
+    Attributes
+    ----------
+    held_back_bytes
+        What the engine leaves of the usable memory; lines that are held there (``outside``) are among the others.
+    outside
+        Lines that lie in what the engine leaves, rather than in its share.
+    pools
+        What the memory for the cache is dealt out in.
+    """
 
     stage: int
+    usable_bytes: int
+    held_back_bytes: int
     weight_bytes: int
+    drafter_bytes: int
+    other_bytes: int
+    activation_bytes: int
+    graph_bytes: int
     kv_bytes: int
     kv_pool_bytes: int
+    outside: tuple[str, ...]
+    pools: tuple[PoolFacts, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +149,18 @@ class MemoryPlan(Result):
         Cache of one sequence of the planned context, exactly; ``state_bytes_per_sequence`` included.
     state_bytes_per_sequence
         What a sequence holds whatever its length (cross-attention over the source).
+    kv_reserved_bytes_per_sequence
+        What the engine sets aside for such a sequence over all GPUs: in its blocks, windows as it holds them, replicas.
     kv_bytes_per_gpu
-        Cache of the planned batch on one GPU, in the engine's blocks.
+        Cache of the planned batch on one GPU, as the engine deals it out.
     kv_pool_bytes_per_gpu
         What is left for the cache; 0 if the rest does not fit.
     kv_pool_tokens
-        Tokens that the pools of all GPUs hold in sequences of the planned context.
+        Tokens that the pools hold, as the engine counts and prints them.
+    max_concurrency
+        Sequences of the longest length that the engine is started for that the pools hold, in fractions of one.
+    state_slots
+        Sequences that the pools hold the states of; ``None`` for a model without states.
     missing_bytes_per_gpu
         What one GPU lacks for the planned workload; 0 if it fits.
     max_context
@@ -120,13 +173,17 @@ class MemoryPlan(Result):
     kv_bytes_per_token: int | float
     kv_bytes_per_token_saturated: int | float
     kv_bytes_per_sequence: int
+    kv_reserved_bytes_per_sequence: int
     state_bytes_per_sequence: int
     kv_bytes_per_gpu: int
     kv_pool_bytes_per_gpu: int
     kv_pool_tokens: int | None
+    max_concurrency: float | None
+    state_slots: int | None
     budget_bytes_per_gpu: int
     activation_bytes_per_gpu: int
-    overhead_bytes_per_gpu: int
+    other_bytes_per_gpu: int
+    graph_bytes_per_gpu: int
     missing_bytes_per_gpu: int
     fullest_gpu: GpuMemory
     fits: bool
@@ -219,17 +276,21 @@ class FrontierPoint(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy(Result):
-    """A change that makes the workload fit, found by planning it."""
+    """A change that makes the workload fit, found by planning it.
+
+    ``option`` is kvplan's, complete; ``engine_option`` the same in the engine's own flags, where it has one.
+    """
 
     change: str
     option: str
+    engine_option: str
     max_batch: int | None
     step_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Result):
-    """Everything `plan` answers."""
+    """Everything `plan` answers. ``launch`` is the engine's command that realises it; ``None`` without one."""
 
     model: ModelFacts
     gpu: GpuFacts
@@ -241,5 +302,7 @@ class Plan(Result):
     crossover: Crossover | None
     prefill: PrefillPlan
     frontier: tuple[FrontierPoint, ...]
+    launch: str | None
+    launch_caveats: tuple[str, ...]
     remedies: tuple[Remedy, ...]
     notes: tuple[str, ...]

@@ -7,16 +7,18 @@ stages for the rest, unless degrees are given. Without a number of GPUs the smal
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from planner.catalog import load_gpu
-from planner.deployment import Deployment
+from planner.deployment import Deployment, situation
+from planner.engine import Engine, Setup, load_engine
 from planner.errors import InputError, UnknownNameError
 from planner.gpu import GpuSpec
 from planner.model import ModelSpec
-from planner.precision import find_kv
-from planner.serving import load_engine
+from planner.precision import KV_FORMATS, KvFormats, find_kv
 from planner.stage import Sharding
 from planner.units import parse_bytes, parse_fraction, parse_tokens
 from planner.work import Precision
@@ -56,10 +58,11 @@ def _device(name: str | Path | GpuSpec) -> GpuSpec:
 
 
 def deploy(
-    model: ModelSpec, gpu: str | Path | GpuSpec, *, context: int,
-    count: int | None = None, tp: int | None = None, pp: int | None = None,
+    model: ModelSpec, gpu: str | Path | GpuSpec, *, context: int, batch: int = 1,
+    count: int | None = None, tp: int | None = None, pp: int | None = None, dp: int | None = None, ep: bool = False,
     weights: str | None = None, kv: str | None = None, engine: str = "vllm", memory_fraction: float | str | None = None,
-    kv_memory: int | str | None = None, source: int | None = None, kv_shard: str = "heads", pad_heads: bool = False,
+    kv_memory: int | str | None = None, settings: Mapping[str, Any] | None = None, source: int | None = None,
+    kv_shard: str = "heads", pad_heads: bool = False, fields: Mapping[str, Any] | None = None,
 ) -> Deployment:  # fmt: skip
     """Check every choice and settle those left open.
 
@@ -68,22 +71,32 @@ def deploy(
     gpu
         A GPU, or ``"4xh100"`` for a replica of four. Without a count and without ``tp`` the smallest power of two of
         GPUs is taken that leaves room for one sequence of ``context`` tokens.
+    batch
+        Sequences that the engine must run at once; its own limit is raised where it is lower and was not chosen.
     count
         GPUs of the replica, where ``gpu`` does not say.
-    tp, pp
-        Tensor and pipeline-parallel degree; their product is the number of GPUs.
+    tp, pp, dp
+        Tensor and pipeline-parallel degree, and data-parallel degree of attention; their product is the number of GPUs.
+    ep
+        Deal routed experts out whole over all ``tp * dp`` ranks.
     weights, kv
-        Formats; ``None`` is the checkpoint's own and 16 bit.
+        Formats; ``None`` is the checkpoint's own, and for the cache what the engine makes of "auto".
+    engine
+        Engine, or one of its versions: ``"vllm@0.20"``.
     memory_fraction
         Share of the GPU that the engine takes; ``None`` is the engine's default.
     kv_memory
         Cache memory of one GPU, given instead of derived [B].
+    settings
+        The engine's own settings by their own names: ``{"max_num_seqs": 64}``.
     source
         Source length of an encoder-decoder [tokens].
     kv_shard
         ``"heads"``, or ``"batch"`` to deal the cache out by sequence.
     pad_heads
         Allow a ``tp`` that does not divide the heads, the rest being padding.
+    fields
+        Fields of `engine.Setup`, where they are known rather than read from settings.
 
     Raises
     ------
@@ -98,44 +111,88 @@ def deploy(
     if kv_shard not in ("heads", "batch"):
         raise InputError(f"kv_shard is 'heads' or 'batch', not {kv_shard!r}")
     profile = load_engine(engine)
-    kv = "bf16" if kv is None or kv == "auto" else kv
-    precision = Precision(model.weight_formats(weights), find_kv(kv))
+    chosen: dict[str, Any] = {
+        "tp": tp, "pp": pp, "dp": dp, "ep": ep or None, "weights": weights, "kv": None if kv == "auto" else kv,
+        "memory_fraction": None if memory_fraction is None else parse_fraction(memory_fraction, "memory fraction"),
+        "kv_memory": None if kv_memory is None else parse_bytes(kv_memory, "KV memory"),
+    }  # fmt: skip
+    _apply(chosen, profile, settings or {})
+    tp, pp, dp, ep, weights, kv = (chosen.pop(k) for k in ("tp", "pp", "dp", "ep", "weights", "kv"))
+    given = {**(fields or {}), **{k: v for k, v in chosen.items() if v is not None}}
+    if (given.get("max_tokens") or context) < context:
+        raise InputError(
+            f"a context of {context:,} is more than the {given['max_tokens']:,} tokens the engine is set to"
+        )
     if source is not None and not model.source_tokens:
         raise InputError(f"{model.id} is a decoder only and has no source; leave --source out")
-    fraction = (
-        profile.memory_fraction if memory_fraction is None else parse_fraction(memory_fraction, "memory fraction")
-    )
+    tp, pp, dp = (None if n is None else _degree(n, f"--{what}") for n, what in ((tp, "tp"), (pp, "pp"), (dp, "dp")))
+    dp = dp or 1
+    defaults = profile.setup(situation(spec, 1, model, given, context), given)
     first = Deployment(
         model=model,
         gpu=spec,
-        sharding=Sharding(1, kv_shard == "batch"),
+        sharding=Sharding(1, kv_shard == "batch", dp, bool(ep), defaults.dense_over_all),
         pp=1,
         weights=weights,
-        precision=precision,
+        precision=Precision(model.weight_formats(weights), _cache_format(kv, model, defaults)),
         engine=profile,
-        memory_fraction=fraction,
-        kv_memory=None if kv_memory is None else parse_bytes(kv_memory, "KV memory"),
+        setup=defaults,
+        context=context,
+        batch=batch,
         source_tokens=model.source_tokens if source is None else parse_tokens(source, "source length"),
         pad_heads=pad_heads,
         gpu_name=str(name) if isinstance(name, (str, Path)) and str(name).lower().endswith(".toml") else spec.id,
-        fixed_degrees=tp is not None or pp is not None,
+        fixed_degrees=tp is not None or pp is not None or dp > 1,
+        given=given,
     )
-    tp = None if tp is None else _degree(tp, "--tp")
-    pp = None if pp is None else _degree(pp, "--pp")
     if pp is not None and pp > model.layers:
         raise InputError(
             f"--pp {pp} is more than the {model.layers} layers of {model.id}; use --pp {model.layers} or less"
         )
     if count is None and tp is None:
         return _smallest(first, context, pp or 1)
-    tp, pp = _degrees(model, spec, count, tp, pp)
+    if count is not None and count % dp:
+        raise InputError(f"--dp {dp} does not divide the {count} GPUs; change one")
+    tp, pp = _degrees(model, spec, None if count is None else count // dp, tp, pp)
     if not pad_heads:
         check_tp(model, tp)
-    notes = _link_notes(spec, tp, pp)
+    notes = _link_notes(spec, tp * dp, pp)
     if pp > 1 and not first.fixed_degrees and tp * pp <= spec.link.devices:
         heads = " and ".join(map(str, model.query_heads))
         notes += (f"{tp * pp} GPUs do not divide the {heads} query heads: TP {tp} and {pp} pipeline stages instead.",)
-    return replace(first, sharding=replace(first.sharding, tp=tp), pp=pp, notes=notes)
+    return replace(_cut(first, tp, pp), notes=notes)
+
+
+def _apply(chosen: dict[str, Any], engine: Engine, settings: Mapping[str, Any]) -> None:
+    """Put an engine's own settings where they belong: among kvplan's own choices, or the fields of `Setup`."""
+    if not isinstance(settings, Mapping):
+        raise InputError("settings are names with values, such as {'max_num_seqs': 64}")
+    for name, value in settings.items():
+        knob = engine.find_knob(str(name))
+        read, target = knob.read(value), knob.sets.removeprefix("!")
+        if not target or read == "auto":
+            continue
+        if knob.sets.startswith("!"):
+            read = not read
+        if knob.values:
+            read = next((ours for ours, theirs in knob.values.items() if theirs == read), read)
+        if chosen.get(target) not in (None, read):
+            raise InputError(
+                f"{knob.flag or name} {value} contradicts {target} = {chosen[target]}; give one of the two"
+            )
+        chosen[target] = read
+
+
+def _cache_format(kv: str | None, model: ModelSpec, setup: Setup) -> KvFormats:
+    """The format asked for, or what the engine makes of "auto": the checkpoint's, where it follows that, else 16 bit."""
+    found = find_kv(kv or (setup.follow_checkpoint and model.kv) or "bf16")
+    return replace(found, index=KV_FORMATS[setup.index_format]) if setup.index_format else found
+
+
+def _cut(first: Deployment, tp: int, pp: int) -> Deployment:
+    """The deployment over so many ranks and stages, with the engine's defaults for as many GPUs."""
+    found = replace(first, sharding=replace(first.sharding, tp=tp), pp=pp)
+    return replace(found, setup=found.defaults(found.given))
 
 
 def _degree(value: int, what: str) -> int:
@@ -180,9 +237,10 @@ def _degrees(model: ModelSpec, gpu: GpuSpec, count: int | None, tp: int | None, 
 def _smallest(first: Deployment, context: int, pp: int) -> Deployment:
     """The smallest power-of-two degree that leaves room for one sequence, or the largest of the node if none does."""
     model, gpu = first.model, first.gpu
-    degrees = [2**i for i in range(17) if 2**i <= gpu.link.devices and all(h % 2**i == 0 for h in model.query_heads)]
+    most = max(1, gpu.link.devices // first.sharding.dp)
+    degrees = [2**i for i in range(17) if 2**i <= most and all(h % 2**i == 0 for h in model.query_heads)]
     for tp in degrees:
-        found = replace(first, sharding=replace(first.sharding, tp=tp), pp=pp)
+        found = _cut(first, tp, pp)
         if found.missing_bytes(1, context) == 0:
             why = f"TP {tp} is the smallest tensor-parallel degree with room for one sequence of {context:,} tokens"
             return replace(found, notes=(f"{why}; --gpu N×{gpu.id} or --tp asks for another.",))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.model import LayerGroup, ModelSpec
-from planner.tensors import Tensor, held
+from planner.tensors import Role, Tensor, ceil_div, held
 
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How the ranks of one stage share weights and cache.
+    """How the ranks of one stage share weights, experts, sequences and caches.
 
     Attributes
     ----------
@@ -19,10 +19,25 @@ class Sharding:
     over_batch
         Whether the cache is shared by sequence, each rank keeping all heads of its share of the batch, instead of by head.
         Pope et al. 2022 (arXiv:2211.05102, section 3.3) do so for multi-query attention, whose one head cannot be split.
+    dp
+        Data-parallel degree of attention: groups of ``tp`` ranks that each decode sequences of their own and share the
+        experts between them all (DeepSeek-V3, arXiv:2412.19437, section 3.4).
+    whole_experts
+        Whether routed experts are dealt out whole (expert parallelism) rather than each cut into slices.
+    dense_over_all
+        Whether dense feed-forward layers, embedding and head are shared by all groups too, rather than held by each.
     """
 
     tp: int = 1
     over_batch: bool = False
+    dp: int = 1
+    whole_experts: bool = False
+    dense_over_all: bool = False
+
+    @property
+    def ranks(self) -> int:
+        """Devices of a stage."""
+        return self.tp * self.dp
 
     @property
     def head_ranks(self) -> int:
@@ -32,7 +47,21 @@ class Sharding:
     @property
     def batch_ranks(self) -> int:
         """Ranks that the sequences of a batch are dealt to."""
-        return self.tp if self.over_batch else 1
+        return self.dp * (self.tp if self.over_batch else 1)
+
+    def held(self, t: Tensor) -> int:
+        """Parameters of a tensor on the fullest rank.
+
+        >>> Sharding(8, whole_experts=True).held(Tensor("up", Role.EXPERT, 128, 64, copies=60))
+        65536
+        """
+        if t.copies > 1:
+            whole = ceil_div(t.copies, self.ranks) * t.units * t.unit_size
+            return whole if self.whole_experts else t.per_rank(self.ranks)
+        return t.per_rank(self.ranks if self.dense_over_all and t.role in _DENSE else self.tp)
+
+
+_DENSE = (Role.FFN, Role.EMBEDDING, Role.HEAD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ al. 2024, arXiv:2402.19427. Short convolutions: Liquid AI, LFM2, arXiv:2511.2340
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -96,8 +97,8 @@ class StateRow(Row):
 
 
 def _split(name: str, role: Role, parameters: int, heads: int) -> Tensor:
-    """A tensor dealt out by head where that comes out even, else whole on every rank."""
-    units = heads if parameters % heads == 0 else 1
+    """A tensor dealt out by head, or by as many slices as come out even."""
+    units = math.gcd(parameters, heads)
     return Tensor(name, role, units, parameters // units)
 
 

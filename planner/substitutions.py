@@ -5,18 +5,24 @@ Each function writes one figure out; `derivations` says what the figure means an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from planner.activations import peak_of
 from planner.attention import AttentionRow
+from planner.budget import LINES, Budget
 from planner.cached import UNBOUNDED, Cached
 from planner.deployment import Deployment
+from planner.engine import Line
 from planner.evaluate import decode_operators, prefill_operators
 from planner.gpu import GpuSpec
-from planner.memory import widest_intermediate
+from planner.memory import weight_bytes
+from planner.pool import Pool
 from planner.precision import find_format
 from planner.result import Plan
 from planner.roofline import IDEAL, Shares
+from planner.stage import Sharding
 from planner.tensors import Role, Tensor, ceil_div
 from planner.work import Operator
 
@@ -47,11 +53,11 @@ def tensor_sum(tensors: list[tuple[Tensor, int]], active: bool = False) -> str:
     return _sum(terms)
 
 
-def weights(d: Deployment, tensors: list[tuple[Tensor, int]], tp: int) -> str:
+def weights(d: Deployment, tensors: list[tuple[Tensor, int]], sharding: Sharding) -> str:
     """Parameters times bytes of each, like formats together; a role whose bytes come out uneven is rounded up by itself."""
     by_role: dict[Role, int] = {}
     for t, count in tensors:
-        by_role[t.role] = by_role.get(t.role, 0) + count * t.per_rank(tp)
+        by_role[t.role] = by_role.get(t.role, 0) + count * sharding.held(t)
     even: dict[Fraction, int] = {}
     uneven = []
     for role, n in by_role.items():
@@ -127,83 +133,144 @@ def fixed(c: Case) -> str:
     return _sum(_fixed_terms(c))
 
 
+def _tightest(d: Deployment) -> Budget:
+    """The budget that leaves the cache the least."""
+    return min(d.budgets, key=lambda budget: budget.pool)
+
+
+def limit(c: Case) -> str:
+    budget = c.d.budgets[c.d.fullest_stage(c.batch, c.context)]
+    return f"int({_less(str(budget.usable), budget, budget.before, group=True)} * {budget.fraction!r})"
+
+
+def _less(first: str, budget: Budget, lines: Iterable[Line], group: bool = False) -> str:
+    """A number less the lines that are there."""
+    terms = [f" - {budget.line(name)}" for name in lines if budget.line(name)]
+    return f"({first}{''.join(terms)})" if terms and group else first + "".join(terms)
+
+
 def pool(c: Case) -> str:
-    d = c.d
-    stage = min(range(len(d.stages)), key=lambda s: d.stage_pool_bytes[s])
-    rest = f"{d.stage_weight_bytes[stage]} - {d.activation_bytes} - {d.overhead_bytes}"
-    if d.kv_memory is not None:
-        return f"max(0, min({d.kv_memory}, {d.gpu.usable_bytes} - {rest}))"
-    return f"max(0, {d.budget_bytes} - {rest})"
+    budget = _tightest(c.d)
+    if budget.asked is not None:
+        return f"max(0, min({budget.asked}, {_less(str(budget.usable), budget, LINES)}))"
+    taken = f"int({_less(str(budget.usable), budget, budget.before, group=True)} * {budget.fraction!r})"
+    return f"max(0, {_less(taken, budget, budget.inside)})"
 
 
-def overhead(c: Case) -> str:
-    rows = c.d.engine.overhead_gib
-    return f"int({rows.single if c.d.count == 1 else rows.parallel!r} * 2**30)"
+def gib(value: float) -> str:
+    return f"int({value!r} * 2**30)"
 
 
 def weights_per_gpu(c: Case) -> str:
-    stage = max(range(len(c.d.stages)), key=lambda s: c.d.stage_weight_bytes[s])
-    return weights(c.d, c.d.stages[stage].all_tensors(), c.d.tp)
+    d = c.d
+    stage = max(range(len(d.stages)), key=lambda s: d.stage_weight_bytes[s])
+    checkpoint = weights(d, d.stages[stage].all_tensors(), d.sharding)
+    besides = d.stage_weight_bytes[stage] - weight_bytes(d.stages[stage].all_tensors(), d.precision.weights, d.sharding)
+    return f"{checkpoint} + {besides}".replace("+ -", "- ") if besides else checkpoint
+
+
+def _amount(pool: Pool, context: int) -> str:
+    """Units of one sequence, written out: whole entries of each kind of layer, and what does not grow."""
+    terms = [str(pool.curve.fixed)] if pool.curve.fixed or not pool.curve.terms else []
+    for term in pool.curve.terms:
+        held = str(context) if term.kept >= UNBOUNDED else f"min({context}, {term.kept})"
+        if term.every > 1:
+            held = f"-(-{held} // {term.every})" if term.ahead else f"({held} // {term.every})"
+        terms.append(_times(term.rate, held))
+    return _sum(terms).replace("+ -(-", "+ -(-")
+
+
+def _units(d: Deployment) -> list[tuple[Pool, str]]:
+    """Every stage's pools with their units, written out; like ones once."""
+    found = {}
+    for budget, held in zip(d.budgets, d.stage_pools, strict=True):
+        for one in held:
+            size = f" // {one.unit_bytes}" if one.unit_bytes > 1 else ""
+            found[one] = f"{max(0, budget.pool)}{size}" if one.share == 1 else str(one.units)
+    return list(found.items())
 
 
 def cache_per_gpu(c: Case) -> str:
     d = c.d
     local = ceil_div(c.batch, d.sharding.batch_ranks)
-    return f"{local} * {max(curve.nbytes(d.reserved_tokens(c.context)) for curve in d.stage_curves)}"
+    stage = max(range(len(d.stages)), key=lambda s: d.stage_cache_bytes(c.batch, c.context)[s])
+    return _sum([f"{local} * ({_amount(p, c.context)}) * {p.unit_bytes}" for p in d.stage_pools[stage]])
+
+
+def reserved(c: Case) -> str:
+    pools = [pool for held in c.d.stage_pools for pool in held]
+    each = _sum([f"({_amount(p, c.context)}) * {p.unit_bytes}" for p in pools])
+    return _times(c.d.sharding.head_ranks, f"({each})")
 
 
 def missing(c: Case) -> str:
     d, stage = c.d, c.d.fullest_stage(c.batch, c.context)
-    terms = ["0", f"{d.stage_cache_bytes(c.batch, c.context)[stage]} - {d.stage_pool_bytes[stage]}"]
-    if d.kv_memory is not None:
-        terms.append(f"{d.kv_memory} - {min(d.stage_room)}")
+    budget, local = d.budgets[stage], ceil_div(c.batch, d.sharding.batch_ranks)
+    terms = ["0"]
+    for one in d.stage_pools[stage]:
+        need = f"{local} * ({_amount(one, c.context)}) * {one.unit_bytes}"
+        if one.share != 1:
+            need = f"-(-{need} * {one.share.denominator} // {one.share.numerator})"
+        terms.append(f"{need} - {budget.pool}")
+    if budget.asked is not None:
+        terms.append(f"{budget.asked} - {budget.room}")
     return f"max({', '.join(terms)})".replace("- -", "+ ")
 
 
 def activation(c: Case) -> str:
-    run, model = c.d.engine.profile_of(c.d.gpu), c.d.model
-    layers = f"{run.tokens} * (2 * {model.hidden} + {widest_intermediate(model, c.d.tp)}) * 2"
-    return f"max({layers}, {c.d.engine.sampler_bytes} * {run.sequences} * {model.vocab})"
+    peak = peak_of(c.d.model, c.d.sharding, c.d.setup)
+    rest = f"{peak.images} + max({peak.layers} + {peak.experts}, {peak.sampler} + {peak.kept})"
+    return f"max({peak.tower}, {rest})"
 
 
 def max_batch(c: Case) -> str:
-    d = c.d
-    reserved = d.reserved_tokens(c.context)
     terms = [
-        f"{d.sharding.batch_ranks} * ({max(pool, 0)} // {max(curve.nbytes(reserved), 1)})"
-        for pool, curve in dict.fromkeys(zip(d.stage_pool_bytes, d.stage_curves, strict=True))
+        _times(c.d.sharding.batch_ranks, f"({units} // max(1, {_amount(one, c.context)}))")
+        for one, units in _units(c.d)
     ]
-    return terms[0].removeprefix("1 * ") if len(terms) == 1 else f"min({', '.join(terms)})"
+    return terms[0] if len(terms) == 1 else f"min({', '.join(terms)})"
 
 
 def max_context(c: Case) -> str:
     d = c.d
     local = ceil_div(c.batch, d.sharding.batch_ranks)
     answers = {}
-    for pool, curve in zip(d.stage_pool_bytes, d.stage_curves, strict=True):
-        share = max(pool, 0) // local
-        answers[curve.longest(share)] = (share, curve)
+    for one in (pool for held in d.stage_pools for pool in held):
+        share = one.units // local
+        answers[one.curve.longest(share)] = (share, one.curve)
     longest = min(answers)
     if longest >= UNBOUNDED:
         return "None"
     share, curve = answers[longest]
     # The line of the curve that the answer lies on: windows shorter than it are full, the others still fill.
-    full = sum(term.nbytes(longest) for term in curve.terms if term.kept <= longest) + curve.fixed
-    slope = sum(term.slope for term in curve.terms if term.kept > longest)
-    block = d.engine.block_tokens
-    if any(term.every > 1 for term in curve.terms):  # a staircase: the longest was found by bisection
-        return f"{longest} // {block} * {block}"
-    inside = f"({share} - {full}) // {slope}" if full else f"{share} // {slope}"
-    return f"{inside} // {block} * {block}" if block > 1 else f"max(0, {inside})"
+    growing = [term for term in curve.terms if term.kept > longest]
+    full = sum(term.amount(longest) for term in curve.terms if term.kept <= longest) + curve.fixed
+    rate, spans = sum(term.rate for term in growing), {term.every for term in growing}
+    inside = f"({share} - {full})" if full else str(share)
+    if len(spans) == 1 and (inside_every := spans.pop()):
+        whole = f"{inside} // {rate}"
+        return f"max(0, {whole if inside_every == 1 else f'{whole} * {inside_every}'})" + (
+            f" + {inside_every - 1}" if inside_every > 1 and not growing[0].ahead else ""
+        )
+    return f"{longest}"  # several spans: found by bisection
 
 
 def pool_tokens(c: Case) -> str:
     d, terms = c.d, []
-    for pool, curve in dict.fromkeys(zip(d.stage_pool_bytes, d.stage_curves, strict=True)):
-        terms.append(f"{d.sharding.batch_ranks} * ({max(pool, 0)} * {c.context} // {max(curve.nbytes(c.context), 1)})")
-    block = d.engine.block_tokens
-    inside = terms[0] if len(terms) == 1 else f"min({', '.join(terms)})"
-    return f"{inside} // {block} * {block}"
+    longest = d.setup.max_tokens or c.context
+    for one, units in ((one, units) for one, units in _units(d) if one.counted):
+        if d.setup.tokens_are == "blocks" and one.unit != "byte":
+            held = f"{units} // {one.groups} * {one.block_tokens}"
+        else:
+            held = f"({units}) * {longest} // ({_amount(one, longest)})"
+        terms.append(_times(d.sharding.batch_ranks, f"({held})") if d.sharding.batch_ranks > 1 else held)
+    return terms[0] if len(terms) == 1 else f"min({', '.join(terms)})"
+
+
+def concurrency(c: Case) -> str:
+    terms = [f"({units}) / ({_amount(one, c.context)})" for one, units in _units(c.d) if one.curve.amount(c.context)]
+    least = terms[0] if len(terms) == 1 else f"min({', '.join(terms)})"
+    return _times(c.d.sharding.batch_ranks, least)
 
 
 def step(c: Case, shares: Shares) -> str:

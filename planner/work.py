@@ -82,16 +82,17 @@ def decode_work(
     section 3); of the routed experts those are read that some token of the batch is sent to.
     """
     found = []
+    local = batch / sharding.dp
     for group, count in stage.groups:
         found += [_attention(row, count, precision.kv, sharding, batch, context, source) for row in group.attention]
         if group.state:
             found.append(_state(group.state, count, sharding, batch))
-        found += _layer(model, group, count, precision, sharding.tp, batch, model.parallel)
-    return found + _ends(model, stage, precision, sharding.tp, batch, batch)
+        found += _layer(model, group, count, precision, sharding, local, batch, model.parallel)
+    return found + _ends(model, stage, precision, sharding, local, local)
 
 
 def prefill_work(
-    model: ModelSpec, stage: Stage, precision: Precision, tp: int, tokens: float, source: int = 0
+    model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, tokens: float, source: int = 0
 ) -> list[Operator]:
     """Work of prefilling one prompt in one go: ``tokens`` tokens, and ``source`` tokens of an encoder-decoder's source.
 
@@ -100,7 +101,7 @@ def prefill_work(
     reads its whole source with every token seeing every other, and each decoder layer turns the result into keys and
     values once.
     """
-    found = []
+    found, tp = [], sharding.tp
     for group, count in stage.groups:
         for row in group.attention:
             written = flops = 0.0
@@ -114,29 +115,38 @@ def prefill_work(
             state_bytes = float(group.state.state_bytes(tp))
             found.append(_attention_of(count, tokens * group.state.update_flops(tp), state_bytes))
         if any(t.role is Role.SOURCE for t in group.tensors):
-            found.append(_linear("cross-attention", group.tensors, count, Role.SOURCE, precision, tp, source, 1))
-        found += _layer(model, group, count, precision, tp, tokens, model.parallel)
+            found.append(_linear("cross-attention", group.tensors, count, Role.SOURCE, precision, sharding, source, 1))
+        found += _layer(model, group, count, precision, sharding, tokens, tokens, model.parallel)
     if stage.first and model.encoder:
         for group in model.encoder_groups:
             pairs = float(source) * source
             work = sum(pairs * c.prefill_flops for row in group.attention for c in row.cached(tp))
             found.append(_attention_of(group.count, work, 0.0))
-            found += _layer(model, group, group.count, precision, tp, source, model.encoder.parallel)
-    return found + _ends(model, stage, precision, tp, tokens, 1.0)
+            found += _layer(model, group, group.count, precision, sharding, source, source, model.encoder.parallel)
+    return found + _ends(model, stage, precision, sharding, tokens, 1.0)
 
 
 def _layer(
-    model: ModelSpec, group: LayerGroup, count: int, precision: Precision, tp: int, tokens: Numbers, parallel: bool
-) -> list[Operator]:
-    """What every token of a layer is multiplied by, and the sums over ranks that follow."""
+    model: ModelSpec, group: LayerGroup, count: int, precision: Precision, sharding: Sharding, tokens: Numbers,
+    everywhere: Numbers, parallel: bool,
+) -> list[Operator]:  # fmt: skip
+    """What every token of a layer is multiplied by, and the sums over ranks that follow.
+
+    Parameters
+    ----------
+    tokens, everywhere
+        Tokens of one data-parallel group, and of all of them: experts see these.
+    """
     found = []
     if group.attention or group.state:
-        projections = (group.tensors, count, Role.ATTENTION, precision, tp, tokens, _PROJECTION_LAUNCHES)
+        projections = (group.tensors, count, Role.ATTENTION, precision, sharding, tokens, _PROJECTION_LAUNCHES)
         found.append(_linear("projections", *projections))
-    found += _feed_forward(group.tensors, count, precision, tp, tokens)
+    found += _feed_forward(group.tensors, count, precision, sharding, tokens, everywhere)
+    if sharding.dp > 1 and any(t.role is Role.EXPERT for t in group.tensors):
+        found.append(_all_to_all(model, group.tensors, count, sharding, tokens))
     mixers = len(group.attention) or bool(group.state)  # attention and state side by side are summed once
     blocks = 1 if parallel else mixers + bool(group.ffn)
-    return found + _all_reduces(model, count * blocks, tp, tokens)
+    return found + _all_reduces(model, count * blocks, sharding.tp, tokens)
 
 
 def _attention_of(count: int, flops: Numbers, cache_bytes: Numbers, name: str = "attention") -> Operator:
@@ -167,12 +177,12 @@ def expected_experts(experts: int, top_k: int, tokens: Numbers) -> Numbers:
 
 
 def _linear(
-    name: str, tensors: Iterable[Tensor], count: int, role: Role, precision: Precision, tp: int, tokens: Numbers,
-    launches: int,
+    name: str, tensors: Iterable[Tensor], count: int, role: Role, precision: Precision, sharding: Sharding,
+    tokens: Numbers, launches: int,
 ) -> Operator:  # fmt: skip
     """Weights of one role, that every token is multiplied by."""
     form = precision.weights[role]
-    sizes = [t.per_rank(tp) for t in tensors if t.role is role]
+    sizes = [sharding.held(t) for t in tensors if t.role is role]
     nbytes = count * sum(form.nbytes(size) for size in sizes)
     return Operator(name, form.compute, 2.0 * count * sum(sizes) * tokens, float(nbytes), launches=count * launches)
 
@@ -201,29 +211,46 @@ def _state(row: StateRow, count: int, sharding: Sharding, batch: Numbers) -> Ope
 
 
 def _feed_forward(
-    tensors: tuple[Tensor, ...], count: int, precision: Precision, tp: int, tokens: Numbers
-) -> list[Operator]:
+    tensors: tuple[Tensor, ...], count: int, precision: Precision, sharding: Sharding, tokens: Numbers,
+    everywhere: Numbers,
+) -> list[Operator]:  # fmt: skip
     found = []
     if any(t.role is Role.FFN for t in tensors):
-        found.append(_linear("ffn", tensors, count, Role.FFN, precision, tp, tokens, _FFN_LAUNCHES))
+        seen = everywhere if sharding.dense_over_all else tokens
+        found.append(_linear("ffn", tensors, count, Role.FFN, precision, sharding, seen, _FFN_LAUNCHES))
     experts = [t for t in tensors if t.role is Role.EXPERT]
     if experts:
-        found.append(_linear("router", tensors, count, Role.ROUTER, precision, tp, tokens, 1))
+        found.append(_linear("router", tensors, count, Role.ROUTER, precision, sharding, tokens, 1))
         form = precision.weights[Role.EXPERT]
         total, used = experts[0].copies, experts[0].used
-        touched = expected_experts(total, used, tokens)
-        one = sum(t.per_rank(tp) for t in experts) / total
-        one_bytes = sum(form.nbytes(t.per_rank(tp)) for t in experts) / total
+        touched = expected_experts(total, used, everywhere)
+        # A rank's share of one expert: a slice of each, or one in so many whole.
+        slices = [t.units * t.unit_size / sharding.ranks if sharding.whole_experts else t.per_rank(sharding.ranks) / total
+                  for t in experts]  # fmt: skip
         found.append(
             Operator(
                 "experts",
                 form.compute,
-                flops=2.0 * count * one * used * tokens,
-                weight_bytes=count * one_bytes * touched,
+                flops=2.0 * count * sum(slices) * used * everywhere,
+                weight_bytes=count * sum(slices) * form.bytes_per_element * touched,
                 launches=count * _EXPERT_LAUNCHES,
             )
         )
     return found
+
+
+def _all_to_all(
+    model: ModelSpec, tensors: tuple[Tensor, ...], count: int, sharding: Sharding, tokens: Numbers
+) -> Operator:
+    """Tokens sent to the ranks that hold their experts and back, from one rank of a data-parallel group.
+
+    A token goes to each rank once, however many of its experts are there: at most ``ranks`` copies (DeepSeek-V3,
+    arXiv:2412.19437, section 3.2.2), of which the share that stays is not sent.
+    """
+    used = next(t.used for t in tensors if t.role is Role.EXPERT)
+    copies = min(used, sharding.ranks) * (sharding.ranks - 1) / sharding.ranks
+    message = model.hidden * ACTIVATION_BYTES * tokens / sharding.tp
+    return Operator("all-to-all", sent_bytes=count * 2 * copies * message, launches=count * 2)
 
 
 def _all_reduces(model: ModelSpec, times: int, tp: int, tokens: Numbers) -> list[Operator]:
@@ -238,7 +265,7 @@ def _all_reduces(model: ModelSpec, times: int, tp: int, tokens: Numbers) -> list
 
 
 def _ends(
-    model: ModelSpec, stage: Stage, precision: Precision, tp: int, tokens: Numbers, sampled: Numbers
+    model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, tokens: Numbers, sampled: Numbers
 ) -> list[Operator]:
     """Embedding look-up, the hand-over between stages, and the head with its logits."""
     found = []
@@ -248,8 +275,8 @@ def _ends(
     if not stage.last:
         found.append(Operator("stage hand-over", sent_bytes=model.hidden * ACTIVATION_BYTES * tokens, launches=1))
     else:
-        found.append(_linear("lm_head", (model.head,), 1, Role.HEAD, precision, tp, sampled, 2))
-        if tp > 1:
+        found.append(_linear("lm_head", (model.head,), 1, Role.HEAD, precision, sharding, sampled, 2))
+        if (tp := sharding.tp) > 1:
             logits = (tp - 1) / tp * model.vocab * ACTIVATION_BYTES * sampled  # a ring passes on what the others hold
             found.append(Operator("logits gather", sent_bytes=logits, launches=1))
     return found

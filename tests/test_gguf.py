@@ -24,7 +24,7 @@ from tests.ggufs import Shapes, attention, dense, ends, experts, keys, layers, l
 
 def cached(model: ModelSpec, context: int) -> int:
     """Cache of one sequence in 16 bit [B]."""
-    return cache_curve(stages_of(model, 1)[0], find_kv("bf16"), 1).nbytes(context)
+    return cache_curve(stages_of(model, 1)[0], find_kv("bf16"), 1).amount(context)
 
 
 def planned(folder: Path, arch: str, metadata: dict[str, Any], shapes: Shapes, types: Any = None) -> ModelSpec:

@@ -14,7 +14,7 @@ import pytest
 from planner import load_model
 from planner.memory import weight_bytes
 from planner.precision import find_format
-from planner.stage import stages_of
+from planner.stage import Sharding, stages_of
 from planner.units import GIB
 
 PATH = Path(__file__).parent.parent / "validation" / "loaded_weights.csv"
@@ -26,7 +26,7 @@ def error(row: dict[str, str]) -> float:
     model = load_model(row["model"])
     weights = row["weights"] or None
     nbytes = weight_bytes(
-        stages_of(model, 1)[0].all_tensors(), model.weight_formats(weights), int(row["tensor_parallel"])
+        stages_of(model, 1)[0].all_tensors(), model.weight_formats(weights), Sharding(int(row["tensor_parallel"]))
     )
     if row["draft_layers"] and model.drafter:
         nbytes += find_format("bf16").nbytes(model.drafter.parameters)

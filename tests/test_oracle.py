@@ -106,7 +106,7 @@ def test_cache_bytes(model: ModelSpec, context: int, tp: int, kv: str) -> None:
                 queue.append(token)
             held[rank] += sum(queue)
     stage = stages_of(model, 1)[0]
-    assert cache_curve(stage, find_kv(kv), tp).nbytes(context) == max(held)
+    assert cache_curve(stage, find_kv(kv), tp).amount(context) == max(held)
 
 
 @given(models(), st.integers(1, 40), st.integers(1, 100))
@@ -162,7 +162,7 @@ def test_encoder_decoder_counts_cross_attention_once_a_source_token() -> None:
     model = build(attention=(row, {"kind": "cross", **row}), layers=3, encoder=encoder, source_tokens=20, ffn=ffn)
     curve = cache_curve(stages_of(model, 1)[0], find_kv("bf16"), 1, 20)
     each = 2 * 4 * 8 * 2
-    assert curve.nbytes(7) == 3 * (7 * each + 20 * each)
+    assert curve.amount(7) == 3 * (7 * each + 20 * each)
     assert curve.growing == 3 * each
 
 
@@ -184,7 +184,7 @@ def test_encoder_decoder_work_is_counted_once_a_source_token() -> None:
     weights = 2 * (decoder + model.vocab * h + h)
     assert sum(float(op.weight_bytes) for op in decode) == pytest.approx(weights)
 
-    prefill = prefill_work(model, stages_of(model, 1)[0], precision, 1, 1.0, source)
+    prefill = prefill_work(model, stages_of(model, 1)[0], precision, Sharding(1), 1.0, source)
     keys = 2 * layers * 2 * square * source
     encoded = 2 * 2 * (4 * square + 3 * h * width) * source + 2 * source * source * heads * 4 * dim
     first = 2 * (decoder + model.vocab * h) + layers * (1 + source) * heads * 4 * dim

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from planner import InputError, KvplanError, compare, gpu_ids, load_gpu, load_model, model_ids, plan, sweep
+from planner.cli.settings import take_settings
 from planner.settle import deploy
 from tests.specs import build, device
 
@@ -24,7 +25,7 @@ KEYS = {
     "memory": {
         "weight_bytes", "weight_bytes_per_gpu", "kv_bytes_per_token", "kv_bytes_per_token_saturated",
         "kv_bytes_per_sequence", "state_bytes_per_sequence", "kv_pool_bytes_per_gpu", "kv_pool_tokens",
-        "activation_bytes_per_gpu", "overhead_bytes_per_gpu", "fits", "max_batch", "max_context",
+        "activation_bytes_per_gpu", "other_bytes_per_gpu", "graph_bytes_per_gpu", "fits", "max_batch", "max_context",
     },
     "decode": {
         "step_s", "ideal_step_s", "interval_s", "origin", "bound", "tokens_per_s", "arithmetic_intensity",
@@ -91,7 +92,8 @@ def test_one_gpu_that_does_not_fit_says_by_how_much_and_what_would() -> None:
     p = plan("llama3-70b", "1xh100")
     assert not p.memory.fits
     assert p.memory.max_batch == 0
-    need = p.memory.weight_bytes_per_gpu + p.memory.activation_bytes_per_gpu + p.memory.overhead_bytes_per_gpu
+    need = p.memory.weight_bytes_per_gpu + p.memory.activation_bytes_per_gpu + p.memory.other_bytes_per_gpu
+    need += p.memory.graph_bytes_per_gpu
     missing = need + p.memory.kv_bytes_per_gpu - p.memory.budget_bytes_per_gpu
     assert p.memory.missing_bytes_per_gpu == missing > 0
     options = {r.option for r in p.remedies}
@@ -101,10 +103,12 @@ def test_one_gpu_that_does_not_fit_says_by_how_much_and_what_would() -> None:
 
 def options_of(option: str) -> tuple[str | None, dict[str, Any]]:
     """A remedy's option as arguments of `plan`."""
-    words = option.split()
+    own = {"--gpu", "--tp", "--pp", "--weights", "--kv", "--context", "--batch"}
+    settings, words = take_settings(option.split(), own)
     pairs: dict[str, Any] = {name[2:]: value for name, value in zip(words[::2], words[1::2], strict=True)}
     gpu = pairs.pop("gpu", None)
-    return gpu, {name: int(value) if name in ("tp", "pp") else value for name, value in pairs.items()}
+    changed = {name: int(value) if name in ("tp", "pp") else value for name, value in pairs.items()}
+    return gpu, {**changed, **({"settings": settings} if settings else {})}
 
 
 def replay(model: str, gpu: str, options: dict[str, Any]) -> int:
@@ -247,11 +251,12 @@ def test_kv_memory_is_no_more_than_there_is() -> None:
     given = plan("llama3-70b", "4xh100", kv_memory="10GiB").memory
     assert given.kv_pool_bytes_per_gpu == 10 * 2**30
     most = plan("llama3-70b", "4xh100", kv_memory="400GiB")
-    spent = most.memory.weight_bytes_per_gpu + most.memory.activation_bytes_per_gpu + most.memory.overhead_bytes_per_gpu
+    spent = most.memory.weight_bytes_per_gpu + most.memory.activation_bytes_per_gpu + most.memory.other_bytes_per_gpu
+    spent += most.memory.graph_bytes_per_gpu
     assert most.memory.kv_pool_bytes_per_gpu == most.gpu.usable_bytes - spent
     assert not most.memory.fits
     assert most.memory.missing_bytes_per_gpu == 400 * 2**30 - most.memory.kv_pool_bytes_per_gpu
-    assert plan("llama3-70b", "h100", kv_memory="40GiB").deployment.tensor_parallel == 8  # four leave 39.2 GiB each
+    assert plan("llama3-70b", "h100", kv_memory="50GiB").deployment.tensor_parallel == 8  # four leave less
 
 
 def test_the_parts_of_the_bar_are_what_is_usable_and_what_is_missing() -> None:
@@ -265,8 +270,9 @@ def test_the_parts_of_the_bar_are_what_is_usable_and_what_is_missing() -> None:
     ):
         p = plan("llama3-70b", gpu, **options)
         parts = budget_parts(p)
-        assert sum(size for _, size in parts) == p.gpu.usable_bytes + p.memory.missing_bytes_per_gpu
-        assert min(size for _, size in parts) >= 0
+        sizes = [part["bytes"] for part in parts]
+        assert sum(sizes) == p.gpu.usable_bytes + p.memory.missing_bytes_per_gpu
+        assert min(sizes) >= 0
 
 
 def test_mla_stays_itself_and_gqa_finds_groups_that_divide() -> None:

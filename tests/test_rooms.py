@@ -12,15 +12,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "planner"
 
 ORDER = [
-    "arrays", "errors", "units", "axes", "columns", "files", "row", "precision", "cached", "tensors", "formats",
-    "mixes", "attention", "variants", "state", "feedforward", "model", "gpu", "catalog", "checkpoint.jsonfile",
+    "arrays", "errors", "units", "axes", "columns", "files", "row", "startlog.log", "startlog.pairs",
+    "startlog.stream", "startlog.lines", "startlog.reader", "precision", "cached", "tensors", "formats", "mixes",
+    "attention", "variants", "state", "feedforward", "model", "gpu", "catalog", "checkpoint.jsonfile",
     "checkpoint.safetensors", "checkpoint.hub", "checkpoint.expression", "checkpoint.architecture",
     "checkpoint.template", "checkpoint.modules", "checkpoint.quantization", "checkpoint.reconcile",
-    "checkpoint.config", "checkpoint.ggufheader", "checkpoint.ggufparts", "checkpoint.ggufstate", "checkpoint.gguflayer",
-    "checkpoint.gguf", "checkpoint.load", "stage", "memory", "work", "roofline", "efficiency", "serving",
-    "deployment", "settle", "evaluate", "result", "remedies", "substitutions", "derivations", "verbs.plan", "verbs.sweep",
-    "verbs.compare", "verbs.explain", "report.tables", "report.data", "report.words", "report.terminal",
-    "report.card", "cli.options", "cli.output", "cli.commands", "cli.app",
+    "checkpoint.config", "checkpoint.ggufheader", "checkpoint.ggufparts", "checkpoint.ggufstate",
+    "checkpoint.gguflayer", "checkpoint.gguf", "checkpoint.load", "stage", "memory", "work", "roofline",
+    "efficiency", "engine", "activations", "copies", "budget", "pool", "deployment", "settle", "evaluate", "emit",
+    "result", "remedies", "substitutions", "derivations", "verbs.plan", "verbs.sweep", "verbs.compare",
+    "verbs.explain", "verbs.checklog", "verbs.validate", "report.tables", "report.data", "report.words",
+    "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings", "cli.commands", "cli.app",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from planner.cli import commands
+from planner.cli.settings import EngineCommand
 from planner.errors import KvplanError
 
 OK, BAD_INPUT, INTERNAL, STOPPED = 0, 2, 70, 130
@@ -41,16 +42,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(commands.top)
-for verb in (
-    commands.plan,
-    commands.compare,
-    commands.sweep,
-    commands.explain,
-    commands.models,
-    commands.gpus,
-    commands.card,
-):
-    app.command()(verb)
+for verb in (commands.plan, commands.compare, commands.sweep, commands.explain):
+    app.command(cls=EngineCommand)(verb)
+for listing in (commands.models, commands.gpus, commands.engines, commands.card, commands.validate):
+    app.command()(listing)
+app.command("check-log", cls=EngineCommand)(commands.check_log)
 
 
 def main() -> NoReturn:

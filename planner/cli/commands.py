@@ -16,7 +16,9 @@ from planner.cli.options import (
     Batch,
     Context,
     Csv,
+    Dp,
     Engine,
+    Ep,
     Fraction,
     Gpu,
     Json,
@@ -31,12 +33,14 @@ from planner.cli.options import (
     SourceTokens,
     Tp,
     Weights,
+    complete_engines,
     complete_gpus,
     complete_models,
     complete_quantities,
     complete_variants,
 )
 from planner.cli.output import Outputs, render, table_outputs
+from planner.errors import InputError
 
 if TYPE_CHECKING:
     from planner.model import ModelSpec
@@ -46,10 +50,10 @@ if TYPE_CHECKING:
 
 _QUANTITIES = (
     "A figure: parameters, active_parameters, weight_bytes[_per_gpu], kv_bytes_per_token[_saturated], "
-    "kv_bytes_per_sequence, kv_bytes_per_gpu, state_bytes_per_sequence, budget_bytes_per_gpu, activation_bytes_per_gpu, "
-    "overhead_bytes_per_gpu, kv_pool_bytes_per_gpu, kv_pool_tokens, missing_bytes_per_gpu, max_batch, max_context, "
-    "ideal_step_s, step_s, interval_low_s, interval_high_s, tokens_per_s[_per_sequence], arithmetic_intensity, ttft_s, "
-    "ideal_s, usable_bytes."
+    "kv_bytes_per_sequence, kv_reserved_bytes_per_sequence, state_bytes_per_sequence, kv_bytes_per_gpu, "
+    "budget_bytes_per_gpu, activation_bytes_per_gpu, other_bytes_per_gpu, graph_bytes_per_gpu, kv_pool_bytes_per_gpu, "
+    "kv_pool_tokens, max_concurrency, missing_bytes_per_gpu, max_batch, max_context, ideal_step_s, step_s, "
+    "interval_low_s, interval_high_s, tokens_per_s[_per_sequence], arithmetic_intensity, ttft_s, ideal_s, usable_bytes."
 )
 
 
@@ -71,10 +75,13 @@ def top(
 
 
 def plan(
+    ctx: typer.Context,
     model: Model,
     gpu: Gpu,
     tp: Tp = None,
     pp: Pp = None,
+    dp: Dp = None,
+    ep: Ep = False,
     weights: Weights = None,
     kv: Kv = None,
     context: Context = None,
@@ -88,22 +95,33 @@ def plan(
     pad_heads: PadHeads = False,
     revision: Revision = None,
     assume_decoder: AssumeDecoder = False,
+    emit: Annotated[bool, typer.Option("--emit", help="Print the engine's launch command instead.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if it does not fit.")] = False,
     json: Json = None,
     csv: Csv = None,
     md: Md = None,
 ) -> int:
     """Plan one model on one replica of GPUs: memory, the largest batch and context, the decode step."""
+    from planner.report import words
     from planner.verbs.plan import plan as run
 
-    options = _options(tp, pp, weights, kv, engine, memory_fraction, kv_memory, source, kv_shard, pad_heads)
+    options = _options(
+        ctx, tp, pp, weights, kv, engine, memory_fraction, kv_memory, source, kv_shard, pad_heads, dp, ep
+    )
     spec = _spec(model, revision, assume_decoder)
     answer = run(spec, gpu, batch=batch, context=context, attention=attention, **options)
 
     def show() -> None:
         from planner.report.terminal import console, show_plan
 
-        show_plan(answer, console())
+        if not emit:
+            show_plan(answer, console())
+        elif answer.launch is None:
+            raise InputError("--engine none starts nothing; name an engine, such as --engine vllm")
+        else:
+            print(answer.launch)
+            for line in words.launch_remarks(answer):
+                print(f"kvplan: {line}", file=sys.stderr)
 
     def write_csv(stream: IO[str]) -> None:
         from planner.report import data, tables
@@ -111,9 +129,14 @@ def plan(
         data.write_csv(tables.plan_row(answer), stream)
 
     def write_md(stream: IO[str]) -> None:
-        from planner.report import data, tables, words
+        from planner.report import data, tables
 
-        head = [" on ".join(words.title(answer)), *words.facts(answer), "".join(words.verdict(answer))]
+        head = [
+            " on ".join(words.title(answer)),
+            *words.facts(answer),
+            "".join(words.verdict(answer)),
+            *words.pool(answer),
+        ]
         data.write_markdown(tables.plan_tables(answer), stream, head, words.remarks(answer))
 
     render([(json, lambda stream: stream.write(answer.to_json() + "\n")), (csv, write_csv), (md, write_md)], show)
@@ -121,6 +144,7 @@ def plan(
 
 
 def compare(
+    ctx: typer.Context,
     model: Model,
     gpu: Gpu,
     attention: Annotated[
@@ -151,7 +175,7 @@ def compare(
     """Compare attention variants of one model on the same GPUs: cache, largest batch and context, decode step."""
     from planner.verbs.compare import compare as run
 
-    options = _options(tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
+    options = _options(ctx, tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
     answer = run(_spec(model, revision, assume_decoder), gpu, attention, batch=batch, context=context, **options)
 
     def show() -> None:
@@ -166,6 +190,7 @@ def compare(
 
 
 def sweep(
+    ctx: typer.Context,
     models: Annotated[str, typer.Argument(help="Models, separated by commas.", autocompletion=complete_models)],
     gpu: Annotated[
         str,
@@ -202,6 +227,7 @@ def sweep(
         context=context,
         engine=engine,
         memory_fraction=memory_fraction,
+        settings=ctx.meta["settings"],
     )
     for line in table.skipped:
         print(f"kvplan: left out {line}", file=sys.stderr)
@@ -243,6 +269,7 @@ def _progress(table: Sweep) -> Iterator[Callable[[int], object]]:
 
 
 def explain(
+    ctx: typer.Context,
     model: Model,
     gpu: Gpu,
     quantity: Annotated[
@@ -270,7 +297,7 @@ def explain(
     from planner.report.tables import explanation_table
     from planner.verbs.explain import explain as run
 
-    options = _options(tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
+    options = _options(ctx, tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
     spec = _spec(model, revision, assume_decoder)
     answer = run(spec, gpu, quantity, batch=batch, context=context, attention=attention, **options)
 
@@ -326,6 +353,100 @@ def gpus(
     render(table_outputs(gpu_table(found), json, csv, md), show)
 
 
+def engines(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One engine, or one of its versions: vllm@0.20.", autocompletion=complete_engines),
+    ] = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """List the engines, or one engine's settings with their defaults and sources."""
+    from planner.engine import engine_ids, load_engine
+    from planner.report.tables import engine_table, knob_table
+
+    one = None if name is None else load_engine(name)
+    table = engine_table([load_engine(i) for i in engine_ids()]) if one is None else knob_table(one)
+
+    def show() -> None:
+        from planner.report.terminal import console, show_catalogue, show_engine
+
+        show_catalogue(table, console()) if one is None else show_engine(one, console())
+
+    render(table_outputs(table, json, csv, md), show)
+
+
+def check_log(
+    ctx: typer.Context,
+    log: Annotated[str, typer.Argument(metavar="FILE", help="Start-up log of an engine, or - for standard input.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="The model, where the log does not say.", autocompletion=complete_models),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", "-g", help="The GPU, where the log does not say.", autocompletion=complete_gpus),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Engine or version, where the log does not say.", autocompletion=complete_engines)
+    ] = None,
+    tp: Tp = None,
+    weights: Weights = None,
+    kv: Kv = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """Hold an engine's start-up log against the plan of the same: printed, predicted, and why they differ."""
+    from planner.report.tables import log_table
+    from planner.settle import MAX_GPUS
+    from planner.units import parse_tokens
+    from planner.verbs.checklog import check_log as run
+
+    answer = run(
+        log,
+        model=model,
+        gpu=gpu,
+        engine=engine,
+        tp=None if tp is None else parse_tokens(tp, "--tp", MAX_GPUS),
+        weights=weights,
+        kv=kv,
+        settings=ctx.meta["settings"],
+    )
+
+    def show() -> None:
+        from planner.report.terminal import console, show_log
+
+        show_log(answer, console())
+
+    outputs: Outputs = [(json, lambda stream: stream.write(answer.to_json() + "\n"))]
+    render([*outputs, *table_outputs(log_table(answer), None, csv, md)], show)
+
+
+def validate(
+    what: Annotated[str, typer.Argument(help="What to hold against published figures: capacity.")] = "capacity",
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """How far off kvplan has been, against what engines and papers have printed."""
+    from planner.report.tables import capacity_summary, capacity_table
+    from planner.verbs.validate import capacity
+
+    if what != "capacity":
+        raise InputError(f"nothing is published of {what[:40]!r}; validate capacity")
+    checks = capacity()
+
+    def show() -> None:
+        from planner.report.terminal import console, show_capacity
+
+        show_capacity(checks, console())
+
+    outputs = table_outputs(capacity_table(checks), json, csv, None)
+    render([*outputs, *table_outputs(capacity_summary(checks), None, None, md)], show)
+
+
 def card(
     model: Model,
     out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.")] = "-",
@@ -350,6 +471,7 @@ def _spec(model: str, revision: str | None, assume_decoder: bool) -> str | Model
 
 
 def _options(
+    ctx: typer.Context,
     tp: str | None,
     pp: str | None,
     weights: str | None,
@@ -360,19 +482,27 @@ def _options(
     source: str | None,
     kv_shard: str = "heads",
     pad_heads: bool = False,
+    dp: str | None = None,
+    ep: bool = False,
 ) -> Options:
     """What the verbs hand on to `settle.deploy`."""
     from planner.settle import MAX_GPUS
     from planner.units import parse_tokens
 
+    def degree(value: str | None, name: str) -> int | None:
+        return None if value is None else parse_tokens(value, name, MAX_GPUS)
+
     return {
-        "tp": None if tp is None else parse_tokens(tp, "--tp", MAX_GPUS),
-        "pp": None if pp is None else parse_tokens(pp, "--pp", MAX_GPUS),
+        "tp": degree(tp, "--tp"),
+        "pp": degree(pp, "--pp"),
+        "dp": degree(dp, "--dp"),
+        "ep": ep,
         "weights": weights,
         "kv": kv,
         "engine": engine,
         "memory_fraction": memory_fraction,
         "kv_memory": kv_memory,
+        "settings": ctx.meta["settings"],
         "source": None if source is None else parse_tokens(source, "source length"),
         "kv_shard": kv_shard,
         "pad_heads": pad_heads,

@@ -56,7 +56,7 @@ def _kv_formats() -> list[str]:
 
 
 def _engines() -> list[str]:
-    from planner.serving import engine_ids
+    from planner.engine import engine_ids
 
     return engine_ids()
 
@@ -68,6 +68,7 @@ def _quantities() -> list[str]:
 
 
 complete_models, complete_gpus = _complete(_models), _complete(_gpus)
+complete_engines = _complete(_engines)
 complete_quantities, complete_variants = _complete(_quantities), _complete(_variants)
 
 _OUTPUT = "Output (FILE, or - for standard output)"
@@ -107,6 +108,11 @@ Tp = Annotated[str | None, typer.Option("--tp", metavar="N", help="Tensor-parall
 Pp = Annotated[
     str | None, typer.Option("--pp", metavar="N", help="Pipeline-parallel degree.", rich_help_panel=_PARALLEL)
 ]
+Dp = Annotated[
+    str | None,
+    typer.Option("--dp", metavar="N", help="Data-parallel degree of attention.", rich_help_panel=_PARALLEL),
+]
+Ep = Annotated[bool, typer.Option("--ep", help="Deal routed experts out whole.", rich_help_panel=_PARALLEL)]
 KvShard = Annotated[
     str,
     typer.Option(
@@ -137,7 +143,7 @@ Kv = Annotated[
 Engine = Annotated[
     str,
     typer.Option(
-        help="Engine whose memory budget applies; 'none' is the model's own need.",
+        help="Engine whose memory budget applies, vllm or a version such as vllm@0.20; 'none' is the model's own need.",
         autocompletion=_complete(_engines),
         rich_help_panel=_FORMAT,
     ),

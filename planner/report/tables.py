@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from planner.columns import (
     BUDGET_COLUMNS,
+    CAPACITY_COLUMNS,
     COMPARE_COLUMNS,
     DECODE_COLUMNS,
+    ENGINE_COLUMNS,
+    ERROR_COLUMNS,
     EXPLAIN_COLUMNS,
     FRONTIER_COLUMNS,
     GPU_COLUMNS,
+    KNOB_COLUMNS,
+    LOG_COLUMNS,
     MODEL_COLUMNS,
     REMEDY_COLUMNS,
     SWEEP_COLUMNS,
@@ -22,12 +27,16 @@ from planner.memory import cache_curve
 from planner.precision import find_kv
 from planner.result import DecodePlan, Plan
 from planner.stage import stages_of
+from planner.units import format_gib
 
 if TYPE_CHECKING:
+    from planner.engine import Engine
     from planner.gpu import GpuSpec
     from planner.model import ModelSpec
+    from planner.verbs.checklog import LogReport
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
+    from planner.verbs.validate import LogCheck
 
 Record = Mapping[str, Any]
 
@@ -56,7 +65,7 @@ def plan_row(plan: Plan) -> Table:
         "pipeline_parallel": deployment.pipeline_parallel,
         "weights": deployment.weights,
         "kv": deployment.kv,
-        "engine": deployment.engine,
+        "engine": deployment.engine_label,
         "batch": plan.workload.batch,
         "context_tokens": plan.workload.context,
         "weight_bytes": memory.weight_bytes,
@@ -88,24 +97,39 @@ def plan_tables(plan: Plan) -> list[Table]:
         tuple(_decode_row(d) for d in plan.decode_by_batch),
     )
     frontier = Table("Largest batch by context", FRONTIER_COLUMNS, _records(plan.frontier))
-    budget = Table("Memory of one GPU", BUDGET_COLUMNS, tuple({"part": p, "bytes": b} for p, b in budget_parts(plan)))
+    budget = Table("Memory of one GPU", BUDGET_COLUMNS, tuple(budget_parts(plan)))
     remedies = [Table("What would make it fit", REMEDY_COLUMNS, _records(plan.remedies))] if plan.remedies else []
     return [budget, *remedies, frontier, decode]
 
 
-def budget_parts(plan: Plan) -> list[tuple[str, int]]:
-    """What one GPU's memory goes to, in order; the parts sum to what is usable and what is missing."""
-    memory, one = plan.memory, plan.memory.fullest_gpu
+def budget_parts(plan: Plan) -> list[Record]:
+    """What one GPU's memory goes to, line by line; the parts sum to what is usable and what is missing."""
+    memory, one, engine = plan.memory, plan.memory.fullest_gpu, plan.deployment
     free = max(0, one.kv_pool_bytes - one.kv_bytes)
-    spent = one.weight_bytes + one.kv_bytes + memory.activation_bytes_per_gpu + memory.overhead_bytes_per_gpu
-    return [
-        ("weights", one.weight_bytes),
-        ("KV cache", one.kv_bytes),
-        ("activations", memory.activation_bytes_per_gpu),
-        ("overhead", memory.overhead_bytes_per_gpu),
-        ("free for KV", free),
-        ("held back", plan.gpu.usable_bytes + memory.missing_bytes_per_gpu - spent - free),
+    rank = f"stage {one.stage + 1} of {engine.pipeline_parallel}" if engine.pipeline_parallel > 1 else ""
+    shape = (
+        f"peak of {engine.step_tokens:,} tokens, {engine.sequences:,} sequences sampled" if engine.step_tokens else ""
+    )
+    parts = [
+        ("weights", one.weight_bytes, rank),
+        ("drafter", one.drafter_bytes, "weights of the draft layers"),
+        ("KV cache", one.kv_bytes, f"this batch, of a pool of {format_gib(one.kv_pool_bytes)}"),
+        ("free for KV", free, ""),
+        ("activations", one.activation_bytes, shape),
+        ("graphs", one.graph_bytes, "captured decode steps"),
+        ("other", one.other_bytes, "driver context, communication buffers"),
     ]
+    rest = max(0, plan.gpu.usable_bytes + memory.missing_bytes_per_gpu - sum(size for _, size, _ in parts))
+    share = f"{1 - engine.memory_fraction:.0%} of memory that the engine leaves" if engine.memory_fraction < 1 else ""
+    return [
+        {"part": name, "bytes": size, "remark": _outside(remark, name in one.outside and size > 0)}
+        for name, size, remark in [*parts, ("held back", rest, share)]
+        if size or name not in ("drafter", "graphs")
+    ]
+
+
+def _outside(remark: str, outside: bool) -> str:
+    return "; ".join(filter(None, (remark, "outside the engine's share" if outside else "")))
 
 
 def _decode_row(d: DecodePlan) -> Record:
@@ -164,3 +188,45 @@ def _gpu_row(g: GpuSpec) -> Record:
         "architecture": g.architecture,
         "name": g.name,
     }
+
+
+def engine_table(engines: Iterable[Engine]) -> Table:
+    """The engines there are."""
+    rows = ({"id": e.id, "name": e.name, "version": e.version, "oldest": e.oldest or "-", "settings": len(e.knobs),
+             "launch": e.launch.partition(" {")[0] or "-"} for e in engines)  # fmt: skip
+    return Table("Engines", ENGINE_COLUMNS, tuple(rows))
+
+
+def knob_table(engine: Engine) -> Table:
+    """An engine's settings, each with its default on one H100 and a sequence of 8,192 tokens."""
+    from planner.catalog import load_gpu
+    from planner.engine import Situation
+
+    setup = engine.setup(Situation(load_gpu("h100-sxm"), 1, "", False, 8192), {})
+    rows = []
+    for knob in engine.knobs:
+        target = knob.sets.removeprefix("!")
+        default = getattr(setup, target, None)
+        if isinstance(default, bool):
+            default = "on" if default != knob.sets.startswith("!") else "off"
+        shown = "" if default is None or default == "" else f"{default:,}" if isinstance(default, int) else str(default)
+        flag = knob.flag or f"{knob.file_key} (file)"
+        rows.append({"setting": knob.name, "flag": flag, "default": shown, "meaning": knob.meaning_in_words})
+    return Table(f"{engine.name} {engine.version}", KNOB_COLUMNS, tuple(rows))
+
+
+def log_table(report: LogReport) -> Table:
+    """A start-up log, printed against predicted."""
+    return Table("Printed against predicted", LOG_COLUMNS, tuple(f.to_dict() for f in report.figures))
+
+
+def capacity_table(checks: Iterable[LogCheck]) -> Table:
+    """Every start-up log, printed against predicted."""
+    return Table("Start-up logs", CAPACITY_COLUMNS, tuple(check.to_dict() for check in checks))
+
+
+def capacity_summary(checks: tuple[LogCheck, ...]) -> Table:
+    """Errors by figure, kind of model and engine."""
+    from planner.verbs.validate import summary
+
+    return Table("Errors against start-up logs", ERROR_COLUMNS, tuple(row.to_dict() for row in summary(checks)))

@@ -14,16 +14,31 @@ from rich.text import Text
 
 from planner.columns import SWEEP_COLUMNS, Column
 from planner.report import words
-from planner.report.tables import Record, Table, budget_parts, comparison_table, gpu_table, model_table, plan_tables
-from planner.units import GIB, format_gib, format_tokens
+from planner.report.tables import (
+    Record,
+    Table,
+    budget_parts,
+    capacity_summary,
+    capacity_table,
+    comparison_table,
+    gpu_table,
+    knob_table,
+    log_table,
+    model_table,
+    plan_tables,
+)
+from planner.units import GIB, format_bytes, format_gib, format_tokens
 
 if TYPE_CHECKING:
+    from planner.engine import Engine
     from planner.gpu import GpuSpec
     from planner.model import ModelSpec
     from planner.result import Plan
+    from planner.verbs.checklog import LogReport
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
     from planner.verbs.sweep import Sweep
+    from planner.verbs.validate import LogCheck
 
 MIN_WIDTH, MAX_WIDTH = 60, 120
 
@@ -31,13 +46,15 @@ MIN_WIDTH, MAX_WIDTH = 60, 120
 _BAR = {
     "weights": ("█", "blue"),
     "KV cache": ("▓", "green"),
+    "drafter": ("▉", "cyan"),
     "activations": ("▒", "yellow"),
-    "overhead": ("▚", "magenta"),
+    "graphs": ("▞", "red"),
+    "other": ("▚", "magenta"),
     "free for KV": ("░", "bright_black"),
     "held back": ("·", "bright_black"),
 }
 
-_WHOLE = {"option", "id", "tensor_parallel", "fits"}
+_WHOLE = {"option", "engine_option", "flag", "default", "id", "tensor_parallel", "fits"}
 """Columns of text that are never broken, so that they can be read at a glance and copied."""
 
 
@@ -81,7 +98,7 @@ def show_plan(plan: Plan, out: Console) -> None:
     out.print(Text.assemble("\n", (answer, "bold green" if plan.memory.fits else "bold red"), detail, "\n"))
     out.print(_bar(plan, out.width))
     for table in remedies:
-        out.print(_table(table))
+        out.print(_table(_flags_below(table)))
     if not plan.memory.fits and not remedies:
         out.print(Text("Nothing tried makes it fit: formats, 16 times the GPUs, a larger GPU, a shorter context.\n"))
     if any(point.max_batch != 0 for point in plan.frontier):
@@ -91,25 +108,28 @@ def show_plan(plan: Plan, out: Console) -> None:
 
 
 def _bar(plan: Plan, width: int) -> RenderableType:
-    """The memory of one GPU as a stacked bar over its legend; a mark shows what is usable if more is needed."""
+    """The memory of one GPU as a stacked bar over its lines; a mark shows what is usable if more is needed."""
     parts = budget_parts(plan)
-    usable, needed = plan.gpu.usable_bytes, sum(size for _, size in parts)
-    cells = width - 2
+    sizes = [part["bytes"] for part in parts]
+    usable, needed, cells = plan.gpu.usable_bytes, sum(sizes), width - 2
     bar = Text(" ")
-    for (name, _), length in zip(parts, _lengths([size for _, size in parts], cells), strict=True):
-        glyph, colour = _BAR[name]
+    for part, length in zip(parts, _lengths(sizes, cells), strict=True):
+        glyph, colour = _BAR[part["part"]]
         bar.append(glyph * length, style=colour)
     lines: list[RenderableType] = [Text(f"Memory of one GPU: {format_gib(usable)} usable", style="bold"), bar]
     if needed > usable:
         mark = f"^ {format_gib(usable)} usable, {format_gib(needed)} needed"
         at = min(round(cells * usable / needed), width - len(mark) - 1)
         lines.append(Text(" " * max(0, at) + mark, style="red"))
-    legend = RichTable.grid(padding=(0, 2, 0, 1))
-    for _ in parts:
-        legend.add_column(no_wrap=True)
-    legend.add_row(*(Text.assemble(_BAR[name], f" {name}") for name, _ in parts))
-    legend.add_row(*(Text(f"  {size / GIB:,.2f} GiB" if size else "  0") for _, size in parts))
-    return Group(*lines, legend, Text(""))
+    grid = RichTable.grid(padding=(0, 2, 0, 1))
+    for justify in ("left", "right", "left"):
+        grid.add_column(no_wrap=justify == "right", justify=justify)
+    for part in parts:
+        amount = f"{part['bytes'] / GIB:,.2f} GiB" if part["bytes"] else "0"
+        grid.add_row(
+            Text.assemble(_BAR[part["part"]], f" {part['part']}"), amount, Text(part["remark"], style="bright_black")
+        )
+    return Group(*lines, grid, *map(Text, words.pool(plan)), Text(""))
 
 
 def _lengths(sizes: list[int], cells: int) -> list[int]:
@@ -131,6 +151,15 @@ def _frontier(table: Table, context: int) -> RenderableType:
     for name, index in ((" context", 0), (" batch", 1)):
         grid.add_row(Text(name), *(Text(cell[index], style=s) for cell, s in zip(cells, styles, strict=True)))
     return Group(Text(table.title, style="bold"), grid, Text(""))
+
+
+def _flags_below(table: Table) -> Table:
+    """The remedies with the engine's own flags under kvplan's option, where they differ."""
+    rows = []
+    for row in table.rows:
+        option, flags = row["option"], row["engine_option"]
+        rows.append({**row, "option": f"{option}\n{flags}" if flags and flags not in option else option})
+    return Table(table.title, tuple(c for c in table.columns if c.name != "engine_option"), tuple(rows))
 
 
 def _interval_in_one(table: Table) -> Table:
@@ -263,3 +292,53 @@ def _card(table: Table, aliases: Iterable[str], lines: Iterable[str]) -> Rendera
         grid.add_row(column.label, cell)
     grid.add_row("Also", ", ".join(aliases) or "no other name")
     return Group(grid, Text(""), notes(filter(None, lines)))
+
+
+def show_engine(engine: Engine, out: Console) -> None:
+    """One engine: its settings, and where its figures come from."""
+    table = knob_table(engine)
+    out.print(_table(Table(table.title, table.columns[1:], table.rows), top=True))
+    out.print(notes(filter(None, [engine.note, *map(str, engine.source)])))
+
+
+def show_log(report: LogReport, out: Console) -> None:
+    """A start-up log against its plan."""
+    on = f" on {report.gpu}" if report.gpu else ""
+    formats = f"weights {report.weights} · KV {report.kv}"
+    what = f" · {report.engine} {report.version}{on} · TP {report.tensor_parallel} · {formats}"
+    out.print(Text.assemble((report.model, "bold"), what, "\n"))
+    table = log_table(report)
+    rows = [
+        {**row, **{name: _amount(row[name], row["unit"]) for name in ("printed", "predicted")}} for row in table.rows
+    ]
+    if rows:
+        out.print(_table(Table(table.title, table.columns, tuple(rows))))
+    else:
+        out.print(Text("The log prints none of the figures that kvplan predicts.\n"))
+    out.print(notes([*report.explanations, *report.notes]))
+
+
+def _amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return format_bytes(value) if unit == "B" else f"{value:,.2f}" if unit == "sequences" else f"{value:,.0f}"
+
+
+def show_capacity(checks: tuple[LogCheck, ...], out: Console) -> None:
+    """How far off kvplan is on start-up logs, and the logs that it misses."""
+    from planner.verbs.validate import misses
+
+    summary = capacity_summary(checks)
+    for figure in dict.fromkeys(row["figure"] for row in summary.rows):
+        held = tuple(row for row in summary.rows if row["figure"] == figure)
+        out.print(_table(Table(f"Error of {figure}", summary.columns[1:], held)))
+    for of, beyond, what in (("token_bytes", 0.005, "bytes a token"), ("tokens", 0.12, "tokens")):
+        found = capacity_table(misses(checks, of, beyond))
+        names = {"id", "engine", "version", "model", "gpu", f"{of}_error", "note"}
+        columns = tuple(c for c in found.columns if c.name in names)
+        rows = tuple({**row, "note": row["note"][:120]} for row in found.rows)
+        if rows:
+            title = f"{len(rows)} logs with {what} off by more than {100 * beyond:g} %"
+            out.print(_table(Table(title, columns, rows), tight=True, top=True))
+    more = "--csv FILE writes each with its source; validation/README.md says what was held against what"
+    out.print(notes([f"{len(checks)} logs; {more}."]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from planner.units import format_bytes, format_count, format_gib, format_seconds, format_tokens
 
 if TYPE_CHECKING:
-    from planner.result import GpuFacts, Plan
+    from planner.result import GpuFacts, Plan, PoolFacts
 
 
 def title(plan: Plan) -> tuple[str, str]:
@@ -43,11 +43,55 @@ def facts(plan: Plan) -> Iterator[str]:
     if memory.state_bytes_per_sequence:
         kv += f" · state {format_bytes(memory.state_bytes_per_sequence)} a sequence"
     yield f"weights {deployment.weights} {format_bytes(memory.weight_bytes)} · {kv}"
-    stages = f" × PP {deployment.pipeline_parallel}" if deployment.pipeline_parallel > 1 else ""
+    degrees = [f"TP {deployment.tensor_parallel}"]
+    if deployment.data_parallel > 1:
+        degrees.append(f"DP {deployment.data_parallel}")
+    if deployment.pipeline_parallel > 1:
+        degrees.append(f"PP {deployment.pipeline_parallel}")
+    experts = " · experts whole" if deployment.expert_parallel else ""
     engine = "no engine" if deployment.engine == "none" else f"{deployment.engine} {deployment.engine_version}"
     given = deployment.kv_memory
     share = f"{deployment.memory_fraction:.3g} of memory" if given is None else f"{format_bytes(given)} of cache a GPU"
-    yield f"TP {deployment.tensor_parallel}{stages} · {engine} with {share}"
+    limits = ""
+    if deployment.step_tokens:
+        limits = f" · {deployment.step_tokens:,} tokens and {deployment.sequences:,} sequences in a pass"
+    yield f"{' × '.join(degrees)}{experts} · {engine} with {share}{limits}"
+
+
+def pool(plan: Plan) -> Iterator[str]:
+    """What the memory for the cache is dealt out in, and what it holds: blocks, tokens, concurrency, states."""
+    memory = plan.memory
+    dealt = [_dealt_out(one) for one in memory.fullest_gpu.pools if one.unit != "byte" and one.units is not None]
+    holds = []
+    if memory.kv_pool_tokens is not None and memory.max_concurrency is not None:
+        longest = plan.deployment.max_tokens
+        holds.append(f"{memory.kv_pool_tokens:,} tokens, {memory.max_concurrency:,.2f} sequences of {longest:,} tokens")
+    if memory.state_slots is not None:
+        holds.append(f"states of {memory.state_slots:,} sequences")
+    if dealt or holds:
+        yield "KV pool: " + "; ".join([*dealt, ", ".join(holds)] if holds else dealt)
+    ideal, reserved = memory.kv_bytes_per_sequence, memory.kv_reserved_bytes_per_sequence
+    if reserved != ideal:
+        yield (
+            f"A sequence of {plan.workload.context:,} tokens: {format_bytes(ideal)} ideal (what the model needs), "
+            f"{format_bytes(reserved)} reserved (what the engine sets aside)"
+        )
+
+
+def _dealt_out(one: PoolFacts) -> str:
+    """Units of a pool in words."""
+    run = f" ({one.block_tokens:,} tokens)" if one.block_tokens > 1 else ""
+    groups = f" for {one.groups} groups of layers" if one.groups > 1 else ""
+    idle = f", {one.padded_layers} layers of padding" if one.padded_layers else ""
+    what = (
+        ""
+        if one.name == "cache"
+        else f" of {one.name}"
+        if one.unit == "slot"
+        else f" {one.name.removeprefix('tokens ')}"
+    )
+    plural = "" if one.units == 1 else "s"
+    return f"{one.units:,} {one.unit}{plural}{what} of {format_bytes(one.unit_bytes)}{run}{groups}{idle}"
 
 
 def verdict(plan: Plan) -> tuple[str, str]:
@@ -73,3 +117,10 @@ def remarks(plan: Plan) -> Iterator[str]:
         ideal, expected = format_seconds(plan.prefill.ideal_s), format_seconds(plan.prefill.ttft_s)
         yield f"Prefill of one prompt of {plan.prefill.tokens:,} tokens: {expected} expected, {ideal} ideal."
     yield from plan.notes
+
+
+def launch_remarks(plan: Plan) -> Iterator[str]:
+    """What to know of a launch command: that it does not fit, and what it takes for granted."""
+    if not plan.memory.fits:
+        yield "This does not fit; the plan without --emit says what would."
+    yield from plan.launch_caveats

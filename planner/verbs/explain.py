@@ -78,9 +78,9 @@ def explain(
         raise unknown_name("quantity", str(quantity), QUANTITIES, "'kvplan explain --help' lists them all")
     spec = load_model(model)
     spec = spec.with_attention(attention) if attention is not None else spec
-    tokens = check_context(spec, context)
-    answer = plan(spec, gpu, batch=batch, context=tokens, **options)
-    case = Case(deploy(spec, gpu, context=tokens, **options), answer, check_batch(batch), tokens)
+    tokens, sequences = check_context(spec, context), check_batch(batch)
+    answer = plan(spec, gpu, batch=sequences, context=tokens, **options)
+    case = Case(deploy(spec, gpu, context=tokens, batch=sequences, **options), answer, sequences, tokens)
     entry = QUANTITIES[name]
     result = entry.result(answer)
     return Explanation(

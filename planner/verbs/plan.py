@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 from planner.attention import CompressedAttention, HeadAttention, LatentAttention
+from planner.budget import LINES
 from planner.cached import bounded
 from planner.catalog import normalise
 from planner.checkpoint.load import load_model
 from planner.deployment import Deployment
+from planner.emit import caveats, launch_command
 from planner.errors import InputError
 from planner.evaluate import OCTAVES, crossover, decode_times, interval_s, prefill_times
 from planner.gpu import GpuSpec
@@ -29,6 +31,7 @@ from planner.result import (
     MemoryPlan,
     ModelFacts,
     Plan,
+    PoolFacts,
     PrefillPlan,
     StepParts,
     Workload,
@@ -49,9 +52,12 @@ class Options(TypedDict, total=False):
     pp: int | None
     weights: str | None
     kv: str | None
+    dp: int | None
+    ep: bool
     engine: str
     memory_fraction: float | str | None
     kv_memory: int | str | None
+    settings: Mapping[str, Any] | None
     source: int | None
     kv_shard: str
     pad_heads: bool
@@ -76,8 +82,8 @@ def plan(
     attention
         What if: ``mha``, ``gqa[:N]``, ``mqa`` or ``mla[:RANK]`` instead of the model's own attention.
     **options
-        ``count``, ``tp``, ``pp``, ``weights``, ``kv``, ``engine``, ``memory_fraction``, ``kv_memory``, ``source``,
-        ``kv_shard`` and ``pad_heads``; see `planner.settle.deploy`.
+        ``count``, ``tp``, ``pp``, ``dp``, ``ep``, ``weights``, ``kv``, ``engine``, ``memory_fraction``, ``kv_memory``,
+        ``settings``, ``source``, ``kv_shard`` and ``pad_heads``; see `planner.settle.deploy`.
 
     Returns
     -------
@@ -99,13 +105,13 @@ def plan(
         spec = spec.with_attention(attention)
     tokens = check_context(spec, context)
     sequences = check_batch(batch)
-    deployment = deploy(spec, gpu, context=tokens, **options)
+    deployment = deploy(spec, gpu, context=tokens, batch=sequences, **options)
     decodes, crossing = _decode(deployment, sequences, tokens)
     memory = _memory(deployment, sequences, tokens)
     return Plan(
         model=_model_facts(spec),
         gpu=_gpu_facts(deployment),
-        deployment=deployment_facts(deployment),
+        deployment=deployment_facts(deployment, tokens),
         workload=Workload(batch=sequences, context=tokens, source=deployment.source_tokens),
         memory=memory,
         decode=next(d for d in decodes if d.batch == sequences),
@@ -113,6 +119,8 @@ def plan(
         crossover=crossing,
         prefill=_prefill(deployment, tokens),
         frontier=tuple(_frontier(deployment, tokens)),
+        launch=_launch(deployment, model, sequences, tokens),
+        launch_caveats=tuple(caveats(deployment)),
         remedies=() if memory.fits else tuple(remedies(deployment, sequences, tokens)),
         notes=tuple(_notes(deployment, model, gpu)),
     )
@@ -155,13 +163,16 @@ def _gpu_facts(deployment: Deployment) -> GpuFacts:
     )  # fmt: skip
 
 
-def deployment_facts(deployment: Deployment) -> DeploymentFacts:
+def deployment_facts(d: Deployment, context: int) -> DeploymentFacts:
     """How the model is deployed, as shown."""
     return DeploymentFacts(
-        tensor_parallel=deployment.tp, pipeline_parallel=deployment.pp, weights=deployment.weights_label,
-        kv=deployment.precision.kv.id, engine=deployment.engine.id, engine_version=deployment.engine.version,
-        memory_fraction=deployment.memory_fraction, kv_memory=deployment.kv_memory,
-        kv_shard="batch" if deployment.sharding.over_batch else "heads",
+        tensor_parallel=d.tp, pipeline_parallel=d.pp, data_parallel=d.sharding.dp,
+        expert_parallel=d.sharding.whole_experts, weights=d.weights_label, kv=d.precision.kv.id, engine=d.engine.id,
+        engine_version=d.engine.version, engine_label=d.engine.label,
+        memory_fraction=d.setup.memory_fraction, kv_memory=d.setup.kv_memory,
+        kv_shard="batch" if d.sharding.over_batch else "heads", max_tokens=d.setup.max_tokens or context,
+        step_tokens=d.setup.step_tokens, sequences=d.setup.sequences, block_tokens=d.setup.block_tokens,
+        graphs=d.setup.graphs,
     )  # fmt: skip
 
 
@@ -173,25 +184,43 @@ def _memory(d: Deployment, batch: int, context: int) -> MemoryPlan:
         weight_bytes_per_gpu=max(d.stage_weight_bytes),
         kv_bytes_per_token=d.curve.growing,
         kv_bytes_per_token_saturated=d.curve.saturated,
-        kv_bytes_per_sequence=d.curve.nbytes(context),
+        kv_bytes_per_sequence=d.curve.amount(context),
+        kv_reserved_bytes_per_sequence=d.reserved_bytes(context),
         state_bytes_per_sequence=d.curve.fixed,
         kv_bytes_per_gpu=max(used),
-        kv_pool_bytes_per_gpu=max(0, min(d.stage_pool_bytes)),
+        kv_pool_bytes_per_gpu=max(0, min(b.pool for b in d.budgets)),
         kv_pool_tokens=bounded(d.pool_tokens(context)),
-        budget_bytes_per_gpu=d.budget_bytes,
+        max_concurrency=None if d.concurrency(context) == float("inf") else d.concurrency(context),
+        state_slots=d.state_slots,
+        budget_bytes_per_gpu=d.budgets[stage].limit,
         activation_bytes_per_gpu=d.activation_bytes,
-        overhead_bytes_per_gpu=d.overhead_bytes,
+        other_bytes_per_gpu=d.setup.other_bytes,
+        graph_bytes_per_gpu=d.setup.graph_bytes,
         missing_bytes_per_gpu=missing,
-        fullest_gpu=GpuMemory(
-            stage=stage,
-            weight_bytes=d.stage_weight_bytes[stage],
-            kv_bytes=used[stage],
-            kv_pool_bytes=max(0, d.stage_pool_bytes[stage]),
-        ),
+        fullest_gpu=_gpu_memory(d, stage, used[stage]),
         fits=missing == 0,
         max_batch=bounded(d.max_batch(context)),
         max_context=bounded(d.max_context(batch)),
     )
+
+
+def _gpu_memory(d: Deployment, stage: int, used: int) -> GpuMemory:
+    budget = d.budgets[stage]
+    before = sum(map(budget.line, budget.before))
+    pools = tuple(
+        PoolFacts(
+            name=pool.name, unit=pool.unit, unit_bytes=pool.unit_bytes, units=bounded(pool.units),
+            block_tokens=pool.block_tokens, groups=pool.groups, padded_layers=pool.padded_layers,
+        )
+        for pool in d.stage_pools[stage]
+    )  # fmt: skip
+    return GpuMemory(
+        stage=stage, usable_bytes=budget.usable, held_back_bytes=budget.usable - before - budget.limit,
+        weight_bytes=budget.weights, drafter_bytes=budget.drafter, other_bytes=budget.other,
+        activation_bytes=budget.activations, graph_bytes=budget.graphs, kv_bytes=used,
+        kv_pool_bytes=max(0, budget.pool), outside=tuple(n for n in LINES if n not in budget.before + budget.inside),
+        pools=pools,
+    )  # fmt: skip
 
 
 def _decode(d: Deployment, batch: int, context: int) -> tuple[tuple[DecodePlan, ...], Crossover | None]:
@@ -257,6 +286,16 @@ def _frontier(d: Deployment, context: int) -> Iterator[FrontierPoint]:
         yield FrontierPoint(context=tokens, max_batch=bounded(most))
 
 
+def _launch(d: Deployment, asked: object, batch: int, context: int) -> str | None:
+    """The engine's launch command, for the model as it was asked for."""
+    if not d.engine.launch:
+        return None
+    loaded = str(asked) if isinstance(asked, (str, Path)) else ""
+    if not loaded or loaded.endswith(".toml") or not ("/" in loaded or Path(loaded).exists()):
+        loaded = next((alias for alias in d.model.aliases if "/" in alias), d.model.id)
+    return launch_command(d, batch, context, loaded)
+
+
 def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> Iterator[str]:
     """What a reader should know beside the numbers."""
     gpu, model, eff = d.gpu, d.model, d.efficiency
@@ -291,6 +330,8 @@ def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> I
         yield f"MLA's latent cannot be split by heads: each of the {ranks} ranks keeps all of it."
     if ranks > 1 and any(isinstance(row, CompressedAttention) for row in rows):
         yield f"The one key-value vector of a token cannot be split: each of the {ranks} ranks keeps all of it."
+    if d.lifted_from is not None:
+        yield f"{d.engine.name} is set to run {d.setup.sequences:,} sequences at once; its default is {d.lifted_from:,}."
     if d.engine.vendors and gpu.vendor not in d.engine.vendors:
         yield f"The budget is {d.engine.name}'s on {' and '.join(d.engine.vendors)} devices, borrowed for {gpu.vendor}'s."
     low, high = eff.interval

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -134,7 +134,7 @@ def sweep(
     models: Many[str | Path | ModelSpec], gpus: Many[str | Path | GpuSpec], *,
     tp: Many[int] | str | None = None, pp: Many[int] | str | None = None, weights: Many[str | None] = None,
     kv: Many[str | None] = None, batch: Many[int | str] = 1, context: Many[int | str] | None = None,
-    engine: str = "vllm", memory_fraction: float | str | None = None,
+    engine: str = "vllm", memory_fraction: float | str | None = None, settings: Mapping[str, Any] | None = None,
 ) -> Sweep:  # fmt: skip
     """Every combination of the axes given; each is one value, several, or text as on the command line.
 
@@ -185,12 +185,12 @@ def sweep(
         try:
             d = deploy(
                 model, gpu, context=int(tokens[-1]), tp=tp_, pp=pp_, weights=weights_, kv=kv_, engine=engine,
-                memory_fraction=memory_fraction,
+                memory_fraction=memory_fraction, settings=settings,
             )  # fmt: skip
         except InputError as error:
             skipped.append(f"{model.id} on {getattr(gpu, 'id', gpu)}: {error}")
             continue
-        if d.curve.nbytes(int(tokens[-1])) * int(batches[-1]) >= 2**62:
+        if d.curve.amount(int(tokens[-1])) * int(batches[-1]) >= 2**62:
             raise InputError(f"{model.id}: {batches[-1]:,} sequences of {tokens[-1]:,} tokens are beyond counting")
         found.append(d)
         contexts.append(tokens)
@@ -256,10 +256,10 @@ def _constants(d: Deployment) -> Chunk:
         "pipeline_parallel": d.pp,
         "weights": d.weights_label,
         "kv": d.precision.kv.id,
-        "engine": d.engine.id,
+        "engine": d.engine.label,
         "weight_bytes": weight_bytes(d.model.all_tensors(), d.precision.weights),
         "weight_bytes_per_gpu": max(d.stage_weight_bytes),
-        "kv_pool_bytes_per_gpu": max(0, min(d.stage_pool_bytes)),
+        "kv_pool_bytes_per_gpu": max(0, min(b.pool for b in d.budgets)),
         "kv_bytes_per_token": d.curve.growing,
         "decode_origin": d.efficiency.origin,
     }
