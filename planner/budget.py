@@ -67,6 +67,11 @@ class Budget:
         return self.room if self.asked is None else min(self.asked, self.room)
 
     @property
+    def left(self) -> int:
+        """What the engine leaves, lines before its share aside [B]."""
+        return self.usable - sum(map(self.line, self.before)) - self.limit
+
+    @property
     def outside(self) -> int:
         """What is held in the share that the engine leaves [B]."""
         return sum(self.line(name) for name in LINES if name not in self.before + self.inside)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planner.activations import peak_of
+from planner.activations import Peak, peak_of
 from planner.budget import Budget
 from planner.cached import UNBOUNDED
 from planner.copies import copied_bytes
@@ -121,8 +121,16 @@ class Deployment:
 
     @cached_property
     def activation_bytes(self) -> int:
-        """Activations that the engine's profiling run reserves [B]."""
-        return peak_of(self.model, self.sharding, self.setup).nbytes
+        """Activations that the engine's profiling run reserves, or those of the planned batch if it makes none [B]."""
+        return self.peak.nbytes
+
+    @cached_property
+    def peak(self) -> Peak:
+        """What a forward pass holds at once."""
+        run = self.setup
+        if "activations" not in run.before + run.inside:
+            run = run.model_copy(update={"sequences": min(run.sequences, self.batch)})
+        return peak_of(self.model, self.sharding, run)
 
     @cached_property
     def budgets(self) -> tuple[Budget, ...]:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from planner.attention import Attention, AttentionRow, HeadAttention
-from planner.errors import InputError
+from planner.errors import InputError, KvplanError
 from planner.feedforward import FeedForward
 from planner.formats import Formats, WeightFormats, counted
-from planner.precision import find_format
+from planner.precision import find_format, find_kv
 from planner.row import Count, Flag, Layers, Maybe, Row, Source, Text, select_layers
 from planner.state import State, StateRow
 from planner.tensors import Role, Tensor, held, vector
@@ -196,6 +196,10 @@ class ModelSpec(Stack):
 
     @model_validator(mode="after")
     def _check(self) -> ModelSpec:
+        try:
+            find_kv(self.kv or "bf16")
+        except KvplanError as error:
+            raise ValueError(f"kv: {error}") from None
         if not any(g.attention or g.state for g in self.groups):
             raise ValueError("no layer has attention or state")
         derived = self.total_parameters

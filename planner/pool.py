@@ -310,22 +310,22 @@ def _pools(layers: list[Layers], setup: Setup, nbytes: int) -> tuple[Pool, ...]:
     states = sum(one.count * one.state_bytes for one in layers)
     attention = [one for one in layers if one.token_bytes]
     if states:
-        pool = _slots(states, setup, nbytes, alone=not attention)
+        pool, slots = _slots(states, setup, nbytes, alone=not attention)
         found.append(pool)
-        nbytes = max(0, nbytes - (pool.units * setup.state_copies + 1) * states)
+        nbytes = max(0, nbytes - (slots + 1) * states)
     if attention:
         left = 1 - found[0].share if found else Fraction(1)
         found += [replace(pool, share=pool.share * left) for pool in _windows(attention, setup, nbytes)]
     return tuple(found) or _tokens(layers, setup, nbytes)
 
 
-def _slots(state: int, setup: Setup, nbytes: int, alone: bool) -> Pool:
-    """Slots for states, of which a running sequence takes ``state_copies`` and one is never given away."""
+def _slots(state: int, setup: Setup, nbytes: int, alone: bool) -> tuple[Pool, int]:
+    """Slots for states, of which a running sequence takes ``state_copies`` and one is never given away; and how many."""
     ratio = Fraction(setup.state_share).limit_denominator(10**6)
     share = Fraction(1) if alone else ratio / (1 + ratio)
     slots = setup.state_slots or max(0, int(nbytes * share) // state - 1)
     size = state * setup.state_copies
-    return Pool("states", "slot", size, slots // setup.state_copies, CacheCurve((), 1), share, counted=False)
+    return Pool("states", "slot", size, slots // setup.state_copies, CacheCurve((), 1), share, counted=False), slots
 
 
 def _windows(layers: list[Layers], setup: Setup, nbytes: int) -> list[Pool]:

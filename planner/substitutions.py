@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from planner.activations import peak_of
 from planner.attention import AttentionRow
 from planner.budget import LINES, Budget
 from planner.cached import UNBOUNDED, Cached
@@ -218,7 +217,7 @@ def missing(c: Case) -> str:
 
 
 def activation(c: Case) -> str:
-    peak = peak_of(c.d.model, c.d.sharding, c.d.setup)
+    peak = c.d.peak
     rest = f"{peak.images} + max({peak.layers} + {peak.experts}, {peak.sampler} + {peak.kept})"
     return f"max({peak.tower}, {rest})"
 

@@ -21,7 +21,7 @@ from planner.checkpoint.architecture import (
     strange_keys,
 )
 from planner.checkpoint.jsonfile import parse_object, read_bytes
-from planner.checkpoint.quantization import released_formats
+from planner.checkpoint.quantization import declared_cache, released_formats
 from planner.checkpoint.reconcile import corrected, take_census, with_counted
 from planner.checkpoint.template import Card, rows_of, scope_of
 from planner.errors import CardError
@@ -92,7 +92,7 @@ def model_of(
     changes = corrected(card, census, config.get("tie_word_embeddings") is False) if census else []
     model = _build(card, name, arch, source)
     formats, more = released_formats(config, quantization, model)
-    model = model.model_copy(update={"weights": formats})
+    model = model.model_copy(update={"weights": formats, "kv": declared_cache(config, quantization)})
     if census:
         model, gaps = with_counted(model, census)
         changes += gaps

@@ -66,18 +66,36 @@ def released_formats(config: Table, separate: Table | None, model: ModelSpec) ->
         ``hf_quant_config.json``, if there is one.
     """
     base, notes = _base(config)
-    inner = config.get("text_config")
-    table = (
-        separate
-        or config.get("quantization_config")
-        or (inner.get("quantization_config") if isinstance(inner, dict) else None)
-    )
-    if not isinstance(table, dict) or not table:
+    table = _table_of(config, separate)
+    if not table:
         return WeightFormats(default=base.id), notes
     scheme = scheme_of(table, config)
     if not scheme.rules:
         return WeightFormats(default=base.id), (*notes, *scheme.notes)
     return _by_role(scheme, base, model), (*notes, *scheme.notes)
+
+
+def declared_cache(config: Table, separate: Table | None) -> str:
+    """Format of the cache that a quantised checkpoint carries scales for; empty if it declares none.
+
+    >>> declared_cache({"quantization_config": {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}}, None)
+    'fp8'
+    """
+    table = _table_of(config, separate)
+    scheme = table.get("kv_cache_scheme")
+    if isinstance(scheme, dict):
+        declared = f"{scheme.get('type')}{scheme.get('num_bits')}"
+        return {"float8": "fp8", "float4": "nvfp4", "int8": "int8"}.get(declared, "")
+    algorithm = table.get("kv_cache_quant_algo") or _dict(table, "quantization").get("kv_cache_quant_algo")
+    return {"fp8": "fp8", "nvfp4": "nvfp4", "int8": "int8"}.get(str(algorithm).lower(), "")
+
+
+def _table_of(config: Table, separate: Table | None) -> Table:
+    """The table that says how a checkpoint is quantised; empty if it is not."""
+    inner = config.get("text_config")
+    nested = inner.get("quantization_config") if isinstance(inner, dict) else None
+    table = separate or config.get("quantization_config") or nested
+    return table if isinstance(table, dict) else {}
 
 
 def _base(config: Table) -> tuple[Format, tuple[str, ...]]:

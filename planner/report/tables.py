@@ -110,12 +110,13 @@ def budget_parts(plan: Plan) -> list[Record]:
     shape = (
         f"peak of {engine.step_tokens:,} tokens, {engine.sequences:,} sequences sampled" if engine.step_tokens else ""
     )
+    step = f"a pass of {engine.step_tokens:,} tokens"
     parts = [
         ("weights", one.weight_bytes, rank),
         ("drafter", one.drafter_bytes, "weights of the draft layers"),
         ("KV cache", one.kv_bytes, f"this batch, of a pool of {format_gib(one.kv_pool_bytes)}"),
         ("free for KV", free, ""),
-        ("activations", one.activation_bytes, shape),
+        ("activations", one.activation_bytes, shape if "activations" not in one.outside else step),
         ("graphs", one.graph_bytes, "captured decode steps"),
         ("other", one.other_bytes, "driver context, communication buffers"),
     ]

@@ -80,16 +80,12 @@ def pool(plan: Plan) -> Iterator[str]:
 
 def _dealt_out(one: PoolFacts) -> str:
     """Units of a pool in words."""
+    if one.unit == "token":
+        return f"{one.units:,} {one.name} of {format_bytes(one.unit_bytes)}"
     run = f" ({one.block_tokens:,} tokens)" if one.block_tokens > 1 else ""
     groups = f" for {one.groups} groups of layers" if one.groups > 1 else ""
     idle = f", {one.padded_layers} layers of padding" if one.padded_layers else ""
-    what = (
-        ""
-        if one.name == "cache"
-        else f" of {one.name}"
-        if one.unit == "slot"
-        else f" {one.name.removeprefix('tokens ')}"
-    )
+    what = "" if one.name == "cache" else f" for {one.name}"
     plural = "" if one.units == 1 else "s"
     return f"{one.units:,} {one.unit}{plural}{what} of {format_bytes(one.unit_bytes)}{run}{groups}{idle}"
 

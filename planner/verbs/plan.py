@@ -39,7 +39,7 @@ from planner.result import (
 from planner.roofline import BOUNDS
 from planner.settle import MAX_BATCH, deploy, parse_gpu
 from planner.tensors import Role
-from planner.units import format_count, format_tokens, parse_tokens
+from planner.units import format_count, format_gib, format_tokens, parse_tokens
 
 DEFAULT_CONTEXT = 8192
 
@@ -206,7 +206,6 @@ def _memory(d: Deployment, batch: int, context: int) -> MemoryPlan:
 
 def _gpu_memory(d: Deployment, stage: int, used: int) -> GpuMemory:
     budget = d.budgets[stage]
-    before = sum(map(budget.line, budget.before))
     pools = tuple(
         PoolFacts(
             name=pool.name, unit=pool.unit, unit_bytes=pool.unit_bytes, units=bounded(pool.units),
@@ -215,7 +214,7 @@ def _gpu_memory(d: Deployment, stage: int, used: int) -> GpuMemory:
         for pool in d.stage_pools[stage]
     )  # fmt: skip
     return GpuMemory(
-        stage=stage, usable_bytes=budget.usable, held_back_bytes=budget.usable - before - budget.limit,
+        stage=stage, usable_bytes=budget.usable, held_back_bytes=budget.left,
         weight_bytes=budget.weights, drafter_bytes=budget.drafter, other_bytes=budget.other,
         activation_bytes=budget.activations, graph_bytes=budget.graphs, kv_bytes=used,
         kv_pool_bytes=max(0, budget.pool), outside=tuple(n for n in LINES if n not in budget.before + budget.inside),
@@ -330,6 +329,12 @@ def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> I
         yield f"MLA's latent cannot be split by heads: each of the {ranks} ranks keeps all of it."
     if ranks > 1 and any(isinstance(row, CompressedAttention) for row in rows):
         yield f"The one key-value vector of a token cannot be split: each of the {ranks} ranks keeps all of it."
+    budget = min(d.budgets, key=lambda b: b.left - b.outside)
+    if budget.asked is None and budget.outside > budget.left:
+        yield (
+            f"{d.engine.name} leaves {format_gib(budget.left)} outside its share, less than the "
+            f"{format_gib(budget.outside)} that activations and graphs are expected to take there; a smaller share is safer."
+        )
     if d.lifted_from is not None:
         yield f"{d.engine.name} is set to run {d.setup.sequences:,} sequences at once; its default is {d.lifted_from:,}."
     if d.engine.vendors and gpu.vendor not in d.engine.vendors:
