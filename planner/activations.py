@@ -22,11 +22,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.attention import LatentAttention
-from planner.engine import Setup
 from planner.feedforward import FeedForward
 from planner.model import ModelSpec
+from planner.setup import Setup
 from planner.stage import Sharding
 from planner.tensors import ceil_div
+from planner.units import MIB
 
 ELEMENT_BYTES = 2
 """Activations are 16 bit."""
@@ -41,7 +42,10 @@ PIXELS_PER_TOKEN = 6144
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """What a pass holds at once on one rank [B]: ``max(tower, images + max(layers + experts, sampler + kept))``."""
+    """What a pass holds at once on one rank [B].
+
+    ``workspace + max(tower, images + max(layers + experts, sampler + kept))``; the workspace is cuBLAS's.
+    """
 
     tower: int = 0
     images: int = 0
@@ -49,20 +53,47 @@ class Peak:
     experts: int = 0
     sampler: int = 0
     kept: int = 0
+    workspace: int = 0
 
     @property
     def nbytes(self) -> int:
         """The peak [B]."""
-        return max(self.tower, self.images + max(self.layers + self.experts, self.sampler + self.kept))
+        return self.workspace + max(self.tower, self.images + max(self.layers + self.experts, self.sampler + self.kept))
 
 
 def peak_of(model: ModelSpec, sharding: Sharding, setup: Setup) -> Peak:
     """Peak of activations on one rank; nothing where the engine's profile states no pass."""
     if not setup.step_tokens:
         return Peak()
+    if setup.buffers == "ggml":
+        return Peak(layers=_ggml(model, setup), sampler=_ggml_logits(model, setup))
     experts = max((_workspace(row, model.hidden, sharding, setup) for row in model.ffn if row.experts), default=0)
     kept = experts if setup.workspace_kept else 0
-    return Peak(*_tower(model, setup), _layers(model, sharding, setup), experts, _sampler(model, setup), kept)
+    return Peak(
+        *_tower(model, setup),
+        _layers(model, sharding, setup),
+        experts,
+        _sampler(model, setup),
+        kept,
+        setup.workspace_mib * MIB,
+    )
+
+
+def _ggml(model: ModelSpec, setup: Setup) -> int:
+    """llama.cpp's compute buffer with flash attention [B]: the mask in 16 bit, and fp32 rows of one layer.
+
+    Exact on small dense models that were built and measured on the CPU: ``mask + 3 ff + 3 hidden + max(hidden, heads)``,
+    each times the micro-batch.
+    """
+    tokens, longest = setup.step_tokens, setup.max_tokens or min(model.context_limit, 8192)
+    heads = max((row.heads * row.query_dim for row in model.attention), default=0)
+    width = max((row.width * max(row.top_k, 1) + row.shared_width for row in model.ffn), default=0)
+    return tokens * (2 * longest + 4 * (3 * width + 3 * model.hidden + max(model.hidden, heads)))
+
+
+def _ggml_logits(model: ModelSpec, setup: Setup) -> int:
+    """Logits of every token of a micro-batch, where llama.cpp reserves them, beside two hidden states [B]."""
+    return setup.step_tokens * (setup.sampler_bytes * model.vocab + 8 * model.hidden) if setup.sampler_bytes else 0
 
 
 def _layers(model: ModelSpec, sharding: Sharding, setup: Setup) -> int:

@@ -369,6 +369,24 @@ class CompressedAttention(AttentionRow):
     def _cached(self, tp: int) -> tuple[Cached, ...]:
         return self.cached(tp)
 
+    def pending(self) -> tuple[Cached, ...]:
+        """What an engine keeps besides, in fp32, of tokens that are not compressed yet: the compressor's projections.
+
+        Those are a vector and its scores, twice as wide where entries overlap, of the tokens that the next entry draws on:
+        vLLM v0.31.0, vllm/models/deepseek_v4/compressor.py. An indexer's compressor has its own. They are no part of what
+        the model needs, as an engine could keep less.
+        """
+        if not self.every or not self.owner:
+            return ()
+        vectors, kept = 2 * (1 + self.overlap), self.every * (1 + self.overlap)
+        widths = [self.head_dim, self.indexer.head_dim] if self.indexer else [self.head_dim]
+        return tuple(Cached(vectors, width, kept=kept) for width in widths)
+
+    @property
+    def near(self) -> CompressedAttention:
+        """The same layer with its window only."""
+        return self.model_copy(update={"every": 0, "overlap": False, "indexer": None})
+
 
 def _kind(row: Any) -> str:
     return str(row.get("kind", "heads")) if isinstance(row, dict) else str(row.kind)

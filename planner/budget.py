@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-from planner.engine import Line
+from planner.setup import Line
 
 LINES: tuple[Line, ...] = get_args(Line)
 

@@ -6,8 +6,8 @@ Both are data of the engine's profile (`engine.Setup`); what a model has that th
 from __future__ import annotations
 
 from planner.attention import LatentAttention
-from planner.engine import Setup
 from planner.formats import Formats
+from planner.setup import Setup
 from planner.stage import Sharding, Stage
 from planner.tensors import Role, ceil_div
 

@@ -14,12 +14,13 @@ from planner.budget import Budget
 from planner.cached import UNBOUNDED
 from planner.copies import copied_bytes
 from planner.efficiency import Efficiency, efficiency_of
-from planner.engine import Engine, Setup, Situation
+from planner.engine import Engine, Situation
 from planner.formats import formats_label
 from planner.gpu import GpuSpec
 from planner.memory import CacheCurve, cache_curve, weight_bytes
 from planner.model import ModelSpec
 from planner.pool import Layers, Pool, drafted, layers_of, like, pools
+from planner.setup import Setup
 from planner.stage import Sharding, Stage, stages_of
 from planner.tensors import Role, ceil_div
 from planner.work import Precision
@@ -171,7 +172,7 @@ class Deployment:
         ranks, kv = self.sharding.head_ranks, self.precision.kv
         found = tuple(layers_of(s, kv, ranks, self.setup, self.source_tokens) for s in self.stages)
         if self.drafts:
-            found[-1].extend(drafted(self.model, kv, ranks))
+            found[-1].extend(drafted(self.model, kv, ranks, self.setup))
         return tuple(like(held) for held in found)
 
     @cached_property

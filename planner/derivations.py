@@ -112,7 +112,7 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "activation_bytes_per_gpu": Quantity(
         "Activations reserved for the engine's profiling run.", "B",
-        "max(tower, images + max(layers + experts, sampler + workspace kept)): see planner/activations.py",
+        "workspace + max(tower, images + max(layers + experts, sampler + workspace kept)): see planner/activations.py",
         sub.activation, lambda p: p.memory.activation_bytes_per_gpu, _budget_sources,
     ),
     "other_bytes_per_gpu": Quantity(

@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from planner.attention import AttentionRow
-from planner.cached import UNBOUNDED
-from planner.engine import Setup
+from planner.attention import AttentionRow, CompressedAttention, LatentAttention
+from planner.cached import UNBOUNDED, Cached
 from planner.memory import CacheCurve, Term
 from planner.model import ModelSpec
-from planner.precision import KvFormats, find_format
+from planner.packed import Page, pack
+from planner.precision import KV_FORMATS, KvFormats, find_format
+from planner.setup import Setup
 from planner.stage import Stage
 from planner.state import StateRow
 from planner.tensors import ceil_div
@@ -48,6 +49,9 @@ class Layers:
         What a sequence keeps in one layer whatever its length.
     source
         Tokens of the source, for cross-attention.
+    apart
+        How many times fewer tokens are in its blocks than a block has entries of the least compressed cache; 0 where its
+        blocks are the engine's, as they are unless caches are packed.
     """
 
     count: int
@@ -57,6 +61,7 @@ class Layers:
     chunked: bool = False
     state_bytes: int = 0
     source: int = 0
+    apart: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +157,21 @@ def layers_of(stage: Stage, kv: KvFormats, ranks: int, setup: Setup, source_toke
         if group.state:
             found.append(Layers(count, state_bytes=_state_bytes(group.state, ranks, setup)))
         for row in group.attention:
-            found += _attention(row, count, kv, ranks, source_tokens)
+            found += _attention(row, count, kv, ranks, setup, source_tokens)
     return like(found)
 
 
-def drafted(model: ModelSpec, kv: KvFormats, ranks: int) -> list[Layers]:
-    """What the draft layers of a model cache: each like the model's last layer that keeps every token."""
+def drafted(model: ModelSpec, kv: KvFormats, ranks: int, setup: Setup | None = None) -> list[Layers]:
+    """What the draft layers of a model cache: each like the model's last layer that keeps every token.
+
+    Where none does because caches are compressed, a draft layer holds its window only.
+    """
     rows = [row for row in model.attention if row.owner and not row.attends_source]
     kept = [row for row in rows if row.window is None] or rows
-    return _attention(kept[-1], model.drafter.layers, kv, ranks, 0) if model.drafter and kept else []
+    if not model.drafter or not kept:
+        return []
+    row = kept[-1].near if isinstance(kept[-1], CompressedAttention) else kept[-1]
+    return _attention(row, model.drafter.layers, kv, ranks, setup or Setup(), 0)
 
 
 def like(layers: Iterable[Layers]) -> list[Layers]:
@@ -172,14 +183,50 @@ def like(layers: Iterable[Layers]) -> list[Layers]:
     return [replace(one, count=count) for one, count in counts.items()]
 
 
-def _attention(row: AttentionRow, count: int, kv: KvFormats, ranks: int, source_tokens: int) -> list[Layers]:
-    """What like attention layers cache: vectors that are kept alike are one entry."""
+def _attention(
+    row: AttentionRow, count: int, kv: KvFormats, ranks: int, setup: Setup, source_tokens: int
+) -> list[Layers]:
+    """What like attention layers cache: vectors that are kept alike are one entry, unless they are in pages of their own."""
+    kv = _formats(row, kv, setup)
+    if setup.packing and isinstance(row, CompressedAttention):
+        return _compressed(row, count, kv, ranks)
     alike: dict[tuple[int, int], int] = {}
-    for c in row.cached(ranks):
+    for c in _aligned(row, ranks, setup):
         if c.owned:
             alike[c.kept, c.every] = alike.get((c.kept, c.every), 0) + c.entry_bytes(kv)
     source = source_tokens if row.attends_source else 0
     return [Layers(count, entry, every, kept, row.chunked, source=source) for (kept, every), entry in alike.items()]
+
+
+def _formats(row: AttentionRow, kv: KvFormats, setup: Setup) -> KvFormats:
+    """The formats of a row's cache: those chosen, or the engine's own for a latent of which only picked entries are read."""
+    own = ""
+    if isinstance(row, CompressedAttention) and kv.k.id in ("bf16", "fp16", "fp8"):
+        own = setup.compressed_format
+    elif isinstance(row, LatentAttention) and row.read_tokens < UNBOUNDED and kv.k.id == "fp8":
+        own = setup.sparse_latent_format
+    return replace(kv, k=KV_FORMATS[own], v=KV_FORMATS[own]) if own else kv
+
+
+def _aligned(row: AttentionRow, ranks: int, setup: Setup) -> Iterable[Cached]:
+    """What a row caches, a latent as wide as the engine allocates it."""
+    for c in row.cached(ranks):
+        step = setup.latent_step if isinstance(row, LatentAttention) and c.part == "k" else 1
+        yield replace(c, width=ceil_div(c.width, step) * step)
+
+
+def _compressed(row: CompressedAttention, count: int, kv: KvFormats, ranks: int) -> list[Layers]:
+    """The caches of like layers of compressed attention, each in pages of its own, with what is not compressed yet.
+
+    A page of uncompressed vectors, which are in fp32, has as many tokens as make it as large as one of entries in 8 bit.
+    """
+    held = [c for c in row.cached(ranks) if c.owned]
+    found = [Layers(count, c.entry_bytes(kv), c.every, c.kept, apart=int(c.kept < UNBOUNDED)) for c in held]
+    single = find_format("fp32")
+    for c in row.pending():
+        apart = c.vectors * single.cached(1, 1)
+        found.append(Layers(count, single.cached(c.vectors, c.width), kept=c.kept, apart=apart))
+    return found
 
 
 def _state_bytes(row: StateRow, ranks: int, setup: Setup) -> int:
@@ -245,6 +292,8 @@ def _blocks(layers: list[Layers], setup: Setup, nbytes: int) -> tuple[Pool, ...]
     """Blocks that serve any group of like layers; see `grouping`."""
     if not layers:
         return (Pool("cache", "block", 0, UNBOUNDED, CacheCurve(())),)
+    if any(one.apart for one in layers):
+        return (_packed(layers, setup, nbytes),)
     found = grouping(layers, setup)
     terms: dict[tuple[int, int], int] = {}
     fixed = 0
@@ -299,6 +348,21 @@ def _group(one: Layers, groups: int, block: int, setup: Setup) -> Group:
     if one.chunked:
         return Group(one, groups, block, one.kept + under_way, 0)
     return Group(one, groups, block, one.kept - 1 + under_way, 1)
+
+
+def _packed(layers: list[Layers], setup: Setup, nbytes: int) -> Pool:
+    """Blocks in which pages of several sizes lie side by side; see `planner.packed`."""
+    block, step = max(setup.block_tokens, setup.packed_tokens), setup.packed_step
+    entries = setup.packed_tokens // min((one.every for one in layers if one.every > 1), default=1)
+    pages = []
+    for one in layers:
+        tokens = max(1, entries // max(1, one.apart)) if one.kept < UNBOUNDED else block
+        held = _group(one, 1, tokens, setup)
+        page = one.state_bytes or ceil_div(tokens, one.every) * one.token_bytes
+        pages.append(Page(one.count, ceil_div(page, step) * step, held.block_tokens, held.kept, held.extra))
+    found = pack(pages, setup.packing or "widest")
+    units, count = nbytes // found.block_bytes, len(found.groups)
+    return Pool("cache", "block", found.block_bytes, units, found.printed, Fraction(1), count, found.block_tokens)
 
 
 # -- a pool for each kind of layer -------------------------------------------------------------------------------------

@@ -144,6 +144,8 @@ FORMATS: dict[str, Format] = {
 
 _SCALED = "vLLM's per-token-head cache: one fp32 scale for each head's key or value of a token"
 
+_DS_MLA = "vLLM v0.31.0, vllm/v1/attention/backends/mla/flashmla_sparse.py and vllm/models/deepseek_v4/attention.py"
+
 KV_FORMATS: dict[str, Format] = {
     f.id: f
     for f in (
@@ -154,6 +156,10 @@ KV_FORMATS: dict[str, Format] = {
         Format(
             "fp8-scaled", Fraction(8), ("fp8", *_HALF), "DeepSeek-V3.2, arXiv:2512.02556, section 2.1", vector_bytes=4
         ),
+        # A latent of 576, of which 64 rotary elements stay in 16 bit: 512 B, 128 B and an fp32 scale for each 128.
+        Format("fp8-latent", Fraction(8), ("fp8", *_HALF), _DS_MLA, ("fp8_ds_mla",), vector_bytes=80),
+        # The same of 512: 448 B, 128 B and a scale of one byte for each 64, padded to 8.
+        Format("fp8-latent-512", Fraction(8), ("fp8", *_HALF), _DS_MLA, vector_bytes=72),
         FORMATS["nvfp4"],
         *(GGML_TYPES[name] for name in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")),
     )

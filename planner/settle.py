@@ -14,11 +14,12 @@ from typing import Any
 
 from planner.catalog import load_gpu
 from planner.deployment import Deployment, situation
-from planner.engine import Engine, Setup, load_engine
+from planner.engine import Engine, load_engine
 from planner.errors import InputError, UnknownNameError
 from planner.gpu import GpuSpec
 from planner.model import ModelSpec
 from planner.precision import KV_FORMATS, KvFormats, find_kv
+from planner.setup import Setup
 from planner.stage import Sharding
 from planner.units import parse_bytes, parse_fraction, parse_tokens
 from planner.work import Precision

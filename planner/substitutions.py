@@ -13,14 +13,15 @@ from planner.attention import AttentionRow
 from planner.budget import LINES, Budget
 from planner.cached import UNBOUNDED, Cached
 from planner.deployment import Deployment
-from planner.engine import Line
 from planner.evaluate import decode_operators, prefill_operators
 from planner.gpu import GpuSpec
 from planner.memory import weight_bytes
+from planner.packed import WeightedCurve
 from planner.pool import Pool
 from planner.precision import find_format
 from planner.result import Plan
 from planner.roofline import IDEAL, Shares
+from planner.setup import Line
 from planner.stage import Sharding
 from planner.tensors import Role, Tensor, ceil_div
 from planner.work import Operator
@@ -176,7 +177,9 @@ def _amount(pool: Pool, context: int) -> str:
         if term.every > 1:
             held = f"-(-{held} // {term.every})" if term.ahead else f"({held} // {term.every})"
         terms.append(_times(term.rate, held))
-    return _sum(terms).replace("+ -(-", "+ -(-")
+    if isinstance(pool.curve, WeightedCurve):
+        return f"-(-({_sum(terms)}) // {pool.curve.per})"
+    return _sum(terms)
 
 
 def _units(d: Deployment) -> list[tuple[Pool, str]]:
@@ -219,7 +222,7 @@ def missing(c: Case) -> str:
 def activation(c: Case) -> str:
     peak = c.d.peak
     rest = f"{peak.images} + max({peak.layers} + {peak.experts}, {peak.sampler} + {peak.kept})"
-    return f"max({peak.tower}, {rest})"
+    return f"{peak.workspace} + max({peak.tower}, {rest})"
 
 
 def max_batch(c: Case) -> str:
@@ -241,6 +244,8 @@ def max_context(c: Case) -> str:
     if longest >= UNBOUNDED:
         return "None"
     share, curve = answers[longest]
+    if isinstance(curve, WeightedCurve):
+        return str(longest)  # rounded as a whole: found by bisection
     # The line of the curve that the answer lies on: windows shorter than it are full, the others still fill.
     growing = [term for term in curve.terms if term.kept > longest]
     full = sum(term.amount(longest) for term in curve.terms if term.kept <= longest) + curve.fixed

@@ -12,8 +12,9 @@ from planner import InputError, KvplanError, UnknownNameError, load_gpu, load_mo
 from planner.budget import LINES, Budget
 from planner.cli.settings import take_settings
 from planner.deployment import Deployment
-from planner.engine import Engine, Setup, Situation, engine_ids, load_engine
+from planner.engine import Engine, Situation, engine_ids, load_engine
 from planner.settle import deploy
+from planner.setup import Setup
 
 ENGINES = [name for name in engine_ids() if name != "none"]
 

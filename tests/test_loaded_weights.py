@@ -1,7 +1,7 @@
 """Weight bytes against "model loading took X GiB" of engines' start-up logs.
 
 `validation/loaded_weights.csv` holds logs in which model and format are certain, each with its source. What an engine keeps
-beyond the checkpoint's weights is named in the column `beyond`. The floors may only move up.
+beyond what its profile says is named in the column `beyond`. The floors may only move up.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from planner import load_model
-from planner.memory import weight_bytes
+from planner import KvplanError, load_gpu, load_model
 from planner.precision import find_format
-from planner.stage import Sharding, stages_of
+from planner.settle import deploy
 from planner.units import GIB
 
 PATH = Path(__file__).parent.parent / "validation" / "loaded_weights.csv"
@@ -22,20 +21,25 @@ ROWS = list(csv.DictReader(PATH.read_text(encoding="utf-8").splitlines()))
 
 
 def error(row: dict[str, str]) -> float:
-    """Predicted over reported weights of one rank, less one."""
-    model = load_model(row["model"])
-    weights = row["weights"] or None
-    nbytes = weight_bytes(
-        stages_of(model, 1)[0].all_tensors(), model.weight_formats(weights), Sharding(int(row["tensor_parallel"]))
-    )
-    if row["draft_layers"] and model.drafter:
-        nbytes += find_format("bf16").nbytes(model.drafter.parameters)
+    """Predicted over reported weights of one rank, with what the engine holds beyond the checkpoint, less one."""
+    try:
+        gpu = load_gpu(row["gpu"])
+    except KvplanError:
+        gpu = load_gpu("h100")
+    engine = f"vllm@{row['version']}" if row["version"] else "vllm@0.19"
+    d = deploy(
+        load_model(row["model"]), gpu, context=128, tp=int(row["tensor_parallel"]), weights=row["weights"] or None,
+        engine=engine if row["engine"] == "vllm" else row["engine"], pad_heads=True,
+    )  # fmt: skip
+    nbytes = d.stage_weight_bytes[0]
+    if row["draft_layers"] and d.model.drafter:
+        nbytes += find_format("bf16").nbytes(d.model.drafter.parameters)
     return nbytes / GIB / float(row["loaded_gib"]) - 1
 
 
-def test_three_of_four_are_within_two_per_cent() -> None:
+def test_four_of_five_are_within_two_per_cent() -> None:
     assert len(ROWS) >= 30
-    assert sum(abs(error(r)) <= 0.02 for r in ROWS) / len(ROWS) >= 0.75
+    assert sum(abs(error(r)) <= 0.02 for r in ROWS) / len(ROWS) >= 0.8
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{r['model']} {r['loaded_gib']}" for r in ROWS])

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from planner import load_model
 from planner.cached import UNBOUNDED
 from planner.deployment import Deployment
-from planner.engine import Setup
 from planner.memory import CacheCurve, Term
 from planner.pool import Layers, grouping, pools
 from planner.settle import deploy
+from planner.setup import Setup
 
 KIB, GIB = 2**10, 2**30
 

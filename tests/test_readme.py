@@ -28,6 +28,8 @@ COMMANDS = [
 ]
 
 
+(LOG,) = (body for kind, body in BLOCKS if kind == "log")
+"""The start-up log that the page says is in `vllm.log`."""
 (MODEL,) = (body for kind, body in BLOCKS if kind == "json")
 """The configuration that the page says is in `my-model.json`."""
 
@@ -35,6 +37,8 @@ COMMANDS = [
 def run(words: str, cwd: Path) -> str:
     if "my-model.json" in words:
         (cwd / "my-model.json").write_text(MODEL, encoding="utf-8")
+    if "vllm.log" in words:
+        (cwd / "vllm.log").write_text(LOG, encoding="utf-8")
     env = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "planner", *shlex.split(words)]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd, env=env, timeout=120).stdout

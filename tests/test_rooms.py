@@ -19,10 +19,11 @@ ORDER = [
     "checkpoint.template", "checkpoint.modules", "checkpoint.quantization", "checkpoint.reconcile",
     "checkpoint.config", "checkpoint.ggufheader", "checkpoint.ggufparts", "checkpoint.ggufstate",
     "checkpoint.gguflayer", "checkpoint.gguf", "checkpoint.load", "stage", "memory", "work", "roofline",
-    "efficiency", "engine", "activations", "copies", "budget", "pool", "deployment", "settle", "evaluate", "emit",
-    "result", "remedies", "substitutions", "derivations", "verbs.plan", "verbs.sweep", "verbs.compare",
-    "verbs.explain", "verbs.checklog", "verbs.validate", "report.tables", "report.data", "report.words",
-    "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings", "cli.commands", "cli.app",
+    "efficiency", "setup", "engine", "activations", "copies", "budget", "packed", "pool", "deployment", "settle",
+    "evaluate", "emit", "lognames", "readings", "result", "remedies", "substitutions", "derivations", "verbs.plan",
+    "verbs.sweep", "verbs.compare", "verbs.explain", "verbs.checklog", "verbs.validate", "report.tables",
+    "report.data", "report.words", "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings",
+    "cli.commands", "cli.listings", "cli.checks", "cli.app",
 ]  # fmt: skip
 
 

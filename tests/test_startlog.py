@@ -94,6 +94,7 @@ VLLM_V0_LOG = StartLog(
     max_num_seqs=256,
     block_size=16,
     enforce_eager=True,
+    legacy=True,
     total_bytes=(int(23.5 * GIB),),
     weight_bytes=(int(14.5 * GIB),),
     non_torch_bytes=(GIB // 4,),
@@ -224,6 +225,7 @@ llama_model_load_from_file_impl: using device CUDA1 (NVIDIA GeForce RTX 4090) (0
 llama_model_loader: - kv   2:                               general.name str              = Net 12B it
 print_info: file type   = Q4_K - Medium
 print_info: general.name     = Net 12B it
+load_tensors: offloaded 49/49 layers to GPU
 load_tensors:   CPU_Mapped model buffer size =   540.00 MiB
 load_tensors:        CUDA0 model buffer size =  3200.50 MiB
 load_tensors:        CUDA1 model buffer size =  3190.25 MiB
@@ -255,7 +257,10 @@ LLAMACPP_LOG = StartLog(
     max_num_batched_tokens=512,
     total_bytes=(24080 * MIB, 24080 * MIB),
     free_bytes=(23800 * MIB, 23600 * MIB),
+    gpu_layers=49,
+    model_layers=49,
     weight_bytes=(int(3200.5 * MIB), int(3190.25 * MIB)),
+    host_weight_bytes=(540 * MIB,),
     activation_bytes=(135 * MIB, 130 * MIB),
     kv_bytes=(833 * MIB,),
     k_bytes=(int(416.5 * MIB),),
@@ -270,7 +275,7 @@ LLAMACPP_OLD = """\
 main: build = 3001 (a4417ddd)
 llm_load_print_meta: model ftype      = Q4_0
 llm_load_print_meta: general.name     = Net v2
-llm_load_tensors:        CPU buffer size =    70.31 MiB
+llm_load_tensors:        CPU buffer size =    70.3125 MiB
 llm_load_tensors:      CUDA0 buffer size =  3577.50 MiB
 llama_new_context_with_model: n_ctx      = 2048
 llama_new_context_with_model: n_ubatch   = 512
@@ -288,6 +293,7 @@ LLAMACPP_OLD_LOG = StartLog(
     max_model_len=2048,
     max_num_batched_tokens=512,
     weight_bytes=(int(3577.5 * MIB),),
+    host_weight_bytes=(int(70.3125 * MIB),),
     activation_bytes=(164 * MIB,),
     kv_bytes=(GIB,),
     k_bytes=(GIB // 2,),
@@ -307,6 +313,7 @@ ROWS = [
     pytest.param(engine, line, id=f"{engine.engine}-{at}")
     for engine in engines()
     for at, line in enumerate(engine.line)
+    if not line.around
 ]
 
 
@@ -334,7 +341,8 @@ def test_every_field_is_printed_by_some_engine() -> None:
     printed: set[str] = set()
     for engine in engines():
         for line in engine.line:
-            printed |= set(line.regex.groupindex) | line.sums.keys() | {f.removeprefix("!") for f in line.keys.values()}
+            printed |= set(line.regex.groupindex) | line.sums.keys() | line.sets.keys()
+            printed |= {field.removeprefix("!") for field in line.keys.values()}
     assert {field.name for field in fields(StartLog)} - {"engine"} <= printed
 
 
@@ -469,7 +477,6 @@ def test_arguments_of_a_dictionary() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Available KV cache memory: -2.81 GiB",
         "Available KV cache memory: nan GiB",
         "Available KV cache memory: 0.0 GiB",
         "Available KV cache memory: 99999999999999999999 GiB",
@@ -482,7 +489,39 @@ def test_arguments_of_a_dictionary() -> None:
     ],
 )
 def test_values_that_cannot_be_are_dropped(text: str) -> None:
-    assert replace(read(text), engine=None) == StartLog()
+    assert replace(read(text), engine=None, legacy=None) == StartLog()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(EngineCore_0 pid=7) INFO 08-20 18:04:22 [gpu_worker.py:276] Available KV cache memory: -2.5 GiB",
+        "INFO [worker.py:295] model weights take 6.59GiB; non_torch_memory takes -0.05GiB; PyTorch activation peak memory "
+        "takes 4.93GiB; the rest of the memory reserved for KV Cache is -2.50GiB.",
+    ],
+)
+def test_memory_that_is_not_there_is_told_from_memory_that_is(text: str) -> None:
+    log = read(text)
+    assert (log.missing, log.pool_bytes) == (int(2.5 * GIB), None)
+
+
+def test_lists_of_devices_name_no_engine_and_outlast_a_new_start() -> None:
+    table = "|   0  NVIDIA H100 80GB HBM3          On  |   00000000:18:00.0 Off |                    0 |\n"
+    assert read(table) == StartLog()
+    assert read(table + VLLM).gpu == "NVIDIA H100 80GB HBM3"
+    assert read("GPU 0: NVIDIA L40S\n" + VLLM) == replace(VLLM_LOG, gpu="NVIDIA L40S")
+    assert read("GPU 0: NVIDIA L40S\n" + LLAMACPP) == LLAMACPP_LOG
+    around = {id(line): line for engine in engines() for line in engine.line if line.around}.values()
+    assert all(line.source and line.regex.search(line.example) for line in around)
+
+
+def test_the_banner_tells_version_and_model() -> None:
+    banner = (
+        "(APIServer pid=6) INFO 04-18 20:22:57 [utils.py:299]        █     █     █▄   ▄█\n"
+        "(APIServer pid=6) INFO 04-18 20:22:57 [utils.py:299]  ▄▄ ▄█ █     █     █ ▀▄▀ █  version 0.19.0\n"
+        "(APIServer pid=6) INFO 04-18 20:22:57 [utils.py:299]   █▄█▀ █     █     █     █  model   org/net-8b\n"
+    )
+    assert read(banner) == StartLog(engine="vllm", version="0.19.0", model="org/net-8b")
 
 
 def test_values_are_bounded_in_number() -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from planner.cli import commands
+from planner.cli import checks, commands, listings
 from planner.cli.settings import EngineCommand
 from planner.errors import KvplanError
 
@@ -44,9 +44,9 @@ app = typer.Typer(
 app.callback()(commands.top)
 for verb in (commands.plan, commands.compare, commands.sweep, commands.explain):
     app.command(cls=EngineCommand)(verb)
-for listing in (commands.models, commands.gpus, commands.engines, commands.card, commands.validate):
+for listing in (listings.models, listings.gpus, listings.engines, listings.card, checks.validate):
     app.command()(listing)
-app.command("check-log", cls=EngineCommand)(commands.check_log)
+app.command("check-log", cls=EngineCommand)(checks.check_log)
 
 
 def main() -> NoReturn:

@@ -117,7 +117,7 @@ def _bar(plan: Plan, width: int) -> RenderableType:
         glyph, colour = _BAR[part["part"]]
         bar.append(glyph * length, style=colour)
     lines: list[RenderableType] = [Text(f"Memory of one GPU: {format_gib(usable)} usable", style="bold"), bar]
-    if needed > usable:
+    if plan.memory.missing_bytes_per_gpu:
         mark = f"^ {format_gib(usable)} usable, {format_gib(needed)} needed"
         at = min(round(cells * usable / needed), width - len(mark) - 1)
         lines.append(Text(" " * max(0, at) + mark, style="red"))
@@ -314,7 +314,7 @@ def show_log(report: LogReport, out: Console) -> None:
     if rows:
         out.print(_table(Table(table.title, table.columns, tuple(rows))))
     else:
-        out.print(Text("The log prints none of the figures that kvplan predicts.\n"))
+        out.print(Text("The log prints none of the figures that can be predicted from what is known; see the notes.\n"))
     out.print(notes([*report.explanations, *report.notes]))
 
 

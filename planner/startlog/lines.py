@@ -6,7 +6,7 @@ import re
 import tomllib
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -53,6 +53,8 @@ class Line(Row):
         Parts of a text and what to put instead.
     seen
         Versions or dates that were seen to print it; others may.
+    around
+        Whether it is no engine's, but stands around logs of any.
     """
 
     literal: Text
@@ -69,6 +71,7 @@ class Line(Row):
     replace: dict[str, str] = Field(default_factory=dict)
     seen: Text = "any"
     note: str = ""
+    around: Flag = False
 
     @cached_property
     def regex(self) -> re.Pattern[str]:
@@ -120,5 +123,13 @@ class Engine(Row):
 @lru_cache(maxsize=1)
 def engines() -> tuple[Engine, ...]:
     """All engines, by name."""
-    paths = sorted(_FOLDER.glob("*.toml"))
-    return tuple(Engine(**tomllib.loads(path.read_text(encoding="utf-8"))) for path in paths)
+    found = []
+    for path in sorted(_FOLDER.glob("[!_]*.toml")):
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        found.append(Engine(**{**data, "line": [*data["line"], *_around()]}))
+    return tuple(found)
+
+
+def _around() -> list[dict[str, Any]]:
+    data = tomllib.loads((_FOLDER / "_around.toml").read_text(encoding="utf-8"))
+    return [{**row, "around": True} for row in data["line"]]

@@ -24,6 +24,8 @@ class StartLog:
     ----------
     engine
         ``vllm``, ``sglang``, ``trtllm`` or ``llamacpp``.
+    served_model
+        Name that the model is served under.
     gpu
         Device name as printed.
     attention_dp
@@ -34,12 +36,20 @@ class StartLog:
         Most tokens of one forward pass.
     speculative_tokens
         Drafted tokens of a step, by the engine's own count.
+    legacy
+        Lines are those of the engine's first generation.
+    gpu_layers, model_layers
+        Layers that devices hold, and layers in all.
     total_bytes, free_bytes, weight_bytes
         Device memory, what of it was free at the start, and weights, of each rank [B].
     consumed_bytes
         Weights and memory outside PyTorch together, where they are not told apart [B].
+    host_weight_bytes
+        Weights in the memory of the host [B].
     kv_bytes, k_bytes, v_bytes
         Memory for the cache, or the pool that was allocated [B].
+    missing_bytes
+        What the memory for the cache lacks to be nothing [B].
     kv_tokens, blocks, swa_tokens
         Tokens and blocks of the pool; tokens that sliding-window layers keep.
     token_bytes
@@ -57,6 +67,7 @@ class StartLog:
     engine: str | None = None
     version: str | None = None
     model: str | None = None
+    served_model: str | None = None
     draft_model: str | None = None
     gpu: str | None = None
     dtype: str | None = None
@@ -78,15 +89,20 @@ class StartLog:
     enforce_eager: bool | None = None
     prefix_caching: bool | None = None
     speculative_tokens: int | None = None
+    legacy: bool | None = None
+    gpu_layers: int | None = None
+    model_layers: int | None = None
     total_bytes: tuple[int, ...] = ()
     free_bytes: tuple[int, ...] = ()
     weight_bytes: tuple[int, ...] = ()
+    host_weight_bytes: tuple[int, ...] = ()
     consumed_bytes: tuple[int, ...] = ()
     non_torch_bytes: tuple[int, ...] = ()
     activation_bytes: tuple[int, ...] = ()
     graph_bytes: tuple[int, ...] = ()
     graph_estimate_bytes: tuple[int, ...] = ()
     kv_bytes: tuple[int, ...] = ()
+    missing_bytes: tuple[int, ...] = ()
     k_bytes: tuple[int, ...] = ()
     v_bytes: tuple[int, ...] = ()
     kv_tokens: tuple[int, ...] = ()
@@ -109,6 +125,11 @@ class StartLog:
     def pool_bytes(self) -> int | None:
         """Cache memory of the rank that has least [B]."""
         return min(self.kv_bytes, default=None)
+
+    @property
+    def missing(self) -> int | None:
+        """Memory that the rank that lacks most lacks before there is any for the cache [B]."""
+        return max(self.missing_bytes, default=None)
 
     @property
     def pool_tokens(self) -> int | None:

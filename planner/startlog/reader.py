@@ -129,14 +129,16 @@ class _Heard:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.rows: set[int] = set()
-        self.levels: list[dict[str, _Field]] = [{} for _ in range(_LEVELS)]
+        self.levels: list[dict[str, _Field]] = [{} for _ in range(_LEVELS + 1)]
+        """By trust; the last is of lines around the log, which no new start takes back."""
 
     def hear(self, text: str, row: int, line: Line) -> None:
         """Take in every match of a line's pattern in a text."""
         matches = list(islice(line.regex.finditer(text), _MAX_MATCHES))
         for at, match in enumerate(matches):
             self._clear(line.clears)
-            self.rows.add(row)
+            if not line.around:
+                self.rows.add(row)
             rank = self._rank(text, match)
             self._take_groups(match, line, rank)
             for field, flag in line.sets.items():
@@ -157,7 +159,7 @@ class _Heard:
         for name in names:
             if name == "*":
                 self.rows.clear()
-            for level in self.levels:
+            for level in self.levels[:_LEVELS]:
                 level.clear() if name == "*" else level.pop(name, None)
 
     def _rank(self, text: str, match: re.Match[str]) -> str:
@@ -220,7 +222,7 @@ class _Heard:
                 value = round(value)
             else:
                 value = float(value)
-        level = line.fallback
+        level = _LEVELS if line.around else line.fallback
         if isinstance(value, str) and value.lower() == "auto":
             level = _LEVELS - 1
         keep: str = line.keep

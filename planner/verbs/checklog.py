@@ -1,35 +1,39 @@
 """The verb `check_log`: an engine's start-up log held against the plan of the same model, device and settings.
 
-What the log prints is read by `planner.startlog`; the plan takes its settings from there and everything else from the
-engine's defaults. Where the tokens of the printed memory differ, other readings of the same log are tried one by one and in
-pairs, and those that explain the difference are named.
+What the log prints is read by `planner.startlog`, and made a deployment by `planner.readings`. Where the tokens of the
+printed memory differ, other readings of the same log are tried one by one, then in pairs of unlike ones, and those that
+explain the difference are named; a match is one within what the log's rounding leaves open.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from planner.catalog import gpu_ids, load_card, load_gpu
-from planner.checkpoint.load import load_model
+from planner.cached import UNBOUNDED
 from planner.deployment import Deployment
-from planner.engine import load_engine
-from planner.errors import InputError, KvplanError
-from planner.gpu import GpuSpec
+from planner.errors import KvplanError
+from planner.formats import HIGH_PRECISION
 from planner.model import ModelSpec
+from planner.readings import Reading, cells_of, either, read
 from planner.result import Result
-from planner.settle import deploy
-from planner.startlog.log import StartLog
 from planner.startlog.reader import read_start_log
+from planner.tensors import Role
+from planner.units import GIB, format_gib
 
 CLOSE = 0.005
 """Error within which two figures of a layout are taken to be the same."""
-SAME_MEMORY = 0.015
-"""By how much drivers differ in what they report of one device."""
+ROUNDING = 0.006 * GIB
+"""What printing memory with two decimals leaves open [B]."""
+WEIGHTS_DIFFER, WEIGHTS_FIT = 0.05, 0.015
+"""Error from which weights need an explanation, and within which another format is one."""
+LITTLE = GIB // 4
+"""Difference of weights that needs no explanation [B]."""
+FRACTION_STEP = 0.03
+"""Difference of a share from which it is taken to have been chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ class LogReport(Result):
     figures
         Printed against predicted.
     explanations
-        Readings of the log under which its tokens and its memory agree, where they did not at first.
+        Why they differ where they do, as far as other readings of the log tell.
     notes
         What was taken for granted.
     """
@@ -88,7 +92,8 @@ def check_log(
     Raises
     ------
     InputError
-        If the source cannot be read, no engine's lines are in it, or it does not say which model runs and neither do you.
+        If the source cannot be read, no engine's lines are in it, it does not say which model runs and neither do you, or
+        what it says cannot be planned.
 
     >>> import io
     >>> lines = b"INFO Model loading took 14.99 GiB\\nINFO Available KV cache memory: 5.0 GiB\\n"
@@ -98,268 +103,264 @@ def check_log(
     ('tokens of that memory', 0.0)
     """
     log = read_start_log(source)
-    reading = _Reading(log, model, gpu, engine, tp, weights, kv, settings or {})
+    reading = read(log, model=model, gpu=gpu, engine=engine, tp=tp, weights=weights, kv=kv, settings=settings)
     d = reading.deployment()
+    figures = tuple(_cell_figures(reading, d) if d.setup.layout == "cells" else _figures(reading, d))
     return LogReport(
         engine=d.engine.id, version=d.engine.version, model=d.model.id, gpu=reading.device.id if reading.device else None,
-        tensor_parallel=d.tp, kv=d.precision.kv.id, weights=d.weights_label, figures=tuple(_figures(reading, d)),
-        explanations=tuple(_explanations(reading, d)), notes=tuple(reading.notes),
+        tensor_parallel=d.tp, kv=d.precision.kv.id, weights=d.weights_label, figures=figures,
+        explanations=tuple(_explanations(reading, d)), notes=reading.notes,
     )  # fmt: skip
-
-
-class _Reading:
-    """A log with everything that a deployment needs, told, printed or assumed."""
-
-    def __init__(
-        self, log: StartLog, model: str | Path | ModelSpec | None, gpu: str | None, engine: str | None, tp: int | None,
-        weights: str | None, kv: str | None, settings: Mapping[str, Any],
-    ) -> None:  # fmt: skip
-        self.log, self.notes = log, list[str]()
-        self.settings = settings
-        self.engine = self._engine(engine)
-        self.model, self.weights = self._model(model, weights)
-        self.device = self._device(gpu)
-        self.tp = tp or log.tensor_parallel or 1
-        self.kv = kv or _cache_format(log.kv_cache_dtype)
-
-    def _engine(self, told: str | None) -> str:
-        named = told or self.log.engine
-        if named is None:
-            raise InputError(
-                "no start-up lines of vLLM, SGLang, TensorRT-LLM or llama.cpp in this log; give it from its start"
-            )
-        if "@" in named or not self.log.version:
-            if "@" not in named:
-                self.notes.append(
-                    f"The log prints no version; {load_engine(named).version} is assumed (--engine {named}@VERSION)."
-                )
-            return named
-        number = re.match(r"v?b?([0-9]+(?:\.[0-9]+){0,2})", self.log.version)
-        versioned = f"{named}@{number[1]}" if number else named
-        try:
-            load_engine(versioned)
-        except KvplanError as error:
-            self.notes.append(f"{error}; its stated version is planned.")
-            return named
-        return versioned
-
-    def _model(self, told: str | Path | ModelSpec | None, weights: str | None) -> tuple[ModelSpec, str | None]:
-        if told is not None:
-            return load_model(told), weights
-        name = self.log.model
-        if not name:
-            raise InputError("the log does not say which model runs; give --model")
-        for candidate, form in _spellings(name, self.log.quantization):
-            try:
-                return load_card(candidate), weights or form
-            except KvplanError:
-                continue
-        raise InputError(
-            f"the log names the model {name[:80]!r}, of which there is no card; give --model ID or a config.json"
-        )
-
-    def _device(self, told: str | None) -> GpuSpec | None:
-        total = self.log.device_bytes
-        if told is None and self.log.gpu:
-            told = _known_device(self.log.gpu)
-        if told is not None:
-            found = load_gpu(told)
-        else:
-            close = [g for g in map(load_gpu, gpu_ids()) if total and abs(g.usable_bytes / total - 1) < SAME_MEMORY]
-            if not close:
-                self.notes.append("The log does not say which GPU it is; give --gpu to predict the memory too.")
-                return None
-            found = min(close, key=lambda g: (abs(g.usable_bytes - (total or 0)), g.id))
-            self.notes.append(f"The GPU is taken to be {found.name} by its memory; --gpu names another.")
-        return found.with_memory(total) if total else found
-
-    def deployment(self, pool: int | None = None, **changed: Any) -> Deployment:
-        """The deployment that the log describes; with ``pool``, one that has this memory for the cache on each GPU."""
-        log = self.log
-        fields: dict[str, Any] = {
-            "max_tokens": log.max_model_len, "sequences": log.max_num_seqs, "step_tokens": log.max_num_batched_tokens,
-            "block_tokens": log.block_size, "draft_tokens": log.speculative_tokens,
-            "prefix_caching": log.prefix_caching, "graphs": None if log.enforce_eager is None else not log.enforce_eager,
-            "memory_fraction": log.memory_fraction, "kv_memory": pool or log.kv_memory_bytes,
-        }  # fmt: skip
-        gpu = self.device or load_gpu("h200-sxm")
-        if pool is not None:
-            gpu = gpu.with_memory(2**41)
-        attention_dp = (log.data_parallel or 1) if log.attention_dp else 1
-        choices: dict[str, Any] = {
-            "tp": max(1, self.tp // attention_dp), "pp": log.pipeline_parallel or 1,
-            "dp": attention_dp if log.attention_dp else log.data_parallel or 1, "ep": bool(log.expert_parallel),
-            "weights": self.weights, "kv": self.kv, "engine": self.engine,
-        }  # fmt: skip
-        choices |= {k: v for k, v in changed.items() if k in choices}
-        fields |= {k: v for k, v in changed.items() if k not in choices}
-        return deploy(
-            self.model, gpu, context=log.max_model_len or self.model.context_limit, pad_heads=True,
-            settings=self.settings, fields={k: v for k, v in fields.items() if v is not None}, **choices,
-        )  # fmt: skip
-
-
-# -- names in logs -----------------------------------------------------------------------------------------------------
-
-_QUANTISED = {
-    "awq": "int4", "awq_marlin": "int4", "gptq": "int4", "gptq_marlin": "int4", "int4": "int4", "w4a16": "int4",
-    "fp8": "fp8", "w8a8": "int8", "int8": "int8", "bitsandbytes": "nf4", "bnb": "nf4", "nvfp4": "nvfp4",
-    "modelopt_fp4": "nvfp4", "modelopt": "fp8", "modelopt_fp8": "fp8", "mxfp4": "mxfp4",
-}  # fmt: skip
-"""What engines call formats of weights, in kvplan's words."""
-_SUFFIX = re.compile(
-    r"[-_.](awq|gptq|fp8|int4|int8|w4a16|w8a8|w8a16|nvfp4|mxfp4|bnb|quantized|dynamic|marlin|4bit|8bit|gguf)\b.*", re.I
-)
-
-
-def _spellings(name: str, quantization: str | None) -> Iterator[tuple[str, str | None]]:
-    """Names that a card may answer to, most likely first, each with the format of its weights where that is another."""
-    last = name.rstrip("/").rpartition("/")[2]
-    parent = name.rstrip("/").rpartition("/")[0].rpartition("/")[2].removeprefix("models--").replace("--", "/")
-    form = _QUANTISED.get((quantization or "").lower())
-    for spelled in (name, last, parent):
-        if spelled:
-            yield spelled, None
-    for spelled in (name, last):
-        base = _SUFFIX.sub("", spelled)
-        if base != spelled:
-            suffix = _SUFFIX.search(spelled)
-            yield base, form or _QUANTISED.get(suffix[1].lower() if suffix else "")
-
-
-def _known_device(name: str) -> str | None:
-    """The catalogue's id of a device that a log names."""
-    words = re.sub(r"(?i)nvidia|tesla|geforce|amd|instinct|graphics|[_]", " ", name).split()
-    for length in range(len(words), 0, -1):
-        try:
-            return load_gpu("-".join(words[:length])).id
-        except KvplanError:
-            continue
-    return None
-
-
-def _cache_format(name: str | None) -> str | None:
-    """kvplan's name of a cache format that a log prints; ``None`` for "auto" and for what it does not know."""
-    text = (name or "").lower().removeprefix("torch.")
-    known = {
-        "float8": "fp8", "fp8": "fp8", "bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "half": "fp16", "f16": "fp16",
-        "int8": "int8", "int4": "int4", "nvfp4": "nvfp4", "q8_0": "q8_0", "q4_0": "q4_0", "q5_1": "q5_1",
-    }  # fmt: skip
-    return next((ours for start, ours in known.items() if text.startswith(start)), None)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _figures(reading: _Reading, d: Deployment) -> Iterator[Figure]:
-    """Printed against predicted; what the log does not print is left out."""
+def _figures(reading: Reading, d: Deployment) -> Iterator[Figure]:
+    """Printed against predicted; what the log does not print is left out, and what needs a device if none is known."""
     log, budget = reading.log, max(d.budgets, key=lambda b: b.weights)
-    from_scratch = reading.device is not None
-    length = log.max_model_len or d.model.context_limit
     yield from _figure("weights on a GPU", "B", log.rank_weight_bytes, budget.weights + budget.drafter)
-    if from_scratch:
+    tokens = reading.tokens(d)
+    if reading.device is not None:
         yield from _figure("other memory", "B", log.rank_non_torch_bytes, budget.other)
         yield from _figure("activation peak", "B", log.rank_activation_bytes, budget.activations)
         yield from _figure("graphs", "B", log.rank_graph_bytes, budget.graphs)
-        yield from _figure("memory for the cache", "B", log.pool_bytes, min(b.pool for b in d.budgets))
-        tokens = d.pool_tokens(length) // max(1, d.sharding.dp)
-        yield from _figure("tokens", "tokens", log.pool_tokens, tokens)
-    if log.pool_bytes and log.pool_tokens:
-        held = _held(reading, log.pool_bytes)
-        yield from _figure(
-            "bytes a token", "B", log.pool_bytes / log.pool_tokens, log.pool_bytes / held if held else None
-        )
-        yield from _figure("tokens of that memory", "tokens", log.pool_tokens, held)
-    if log.pool_bytes and log.blocks:
-        blocks = [
-            p.units for found in reading.deployment(log.pool_bytes).stage_pools for p in found if p.unit == "block"
-        ]
-        yield from _figure("blocks of that memory", "count", min(log.blocks), min(blocks, default=None))
-    if log.pool_bytes and log.concurrency:
-        at = min(log.concurrency_len, default=length)
-        same = reading.deployment(log.pool_bytes, max_tokens=at)
-        yield from _figure("sequences of that memory", "sequences", log.pool_sequences, round(same.concurrency(at), 2))
+        least = min(b.pool for b in d.budgets)
+        lacking = None if log.missing is None or log.pool_bytes else -log.missing
+        yield from _figure("memory for the cache", "B", log.pool_bytes or lacking, least)
+        yield from _figure("tokens", "tokens", tokens, _finite(d.pool_tokens(reading.length) // d.sharding.dp))
+    if log.needed_bytes and log.needed_len:
+        length = min(log.needed_len)
+        same = reading.deployment(log.pool_bytes or 2**36, max_tokens=length)
+        need = max(sum(p.curve.amount(length) * p.unit_bytes for p in found) for found in same.stage_pools)
+        yield from _figure("cache of one sequence", "B", min(log.needed_bytes), need)
+    if log.pool_bytes:
+        yield from _figures_of_pool(reading, log.pool_bytes, tokens)
+
+
+def _figures_of_pool(reading: Reading, pool: int, tokens: int | None) -> Iterator[Figure]:
+    """What the printed memory for the cache holds."""
+    log, held = reading.log, _finite(reading.held(pool))
+    if tokens:
+        yield from _figure("bytes a token", "B", pool / tokens, pool / held if held else None)
+        yield from _figure("tokens of that memory", "tokens", tokens, held)
+    if log.blocks and log.kv_tokens:
+        found = [p.units for held in reading.deployment(pool).stage_pools for p in held if p.unit == "block"]
+        if found:
+            yield from _figure("blocks of that memory", "count", min(log.blocks), min(found))
+    if log.concurrency:
+        at = reading.asked_length
+        same = reading.deployment(pool, max_tokens=at)
+        each = same.concurrency(at) / same.sharding.dp
+        yield from _figure("sequences of that memory", "sequences", log.pool_sequences, round(each, 2))
+
+
+def _cell_figures(reading: Reading, d: Deployment) -> Iterator[Figure]:
+    """The same for a cache that is as large as the context that was asked for, over all devices together."""
+    log, cells = reading.log, reading.log.pool_tokens or reading.log.max_model_len
+    if log.weight_bytes and log.gpu_layers == log.model_layers:
+        d = reading.deployment(tower=False)
+        tied = d.precision.weights[Role.EMBEDDING].nbytes(d.model.vocab * d.model.hidden) if d.model.tied else 0
+        twice = tied if log.host_weight_bytes else 0
+        printed = sum(log.weight_bytes) + sum(log.host_weight_bytes)
+        yield from _figure("weights, all devices", "B", printed, sum(b.weights for b in d.budgets) + twice)
+        yield from _figure("activation peak", "B", log.rank_activation_bytes, max(b.activations for b in d.budgets))
+    if log.pool_bytes and cells:
+        held = cells_of(d, log.pool_bytes, log)
+        yield from _figure("bytes a token", "B", log.pool_bytes / cells, log.pool_bytes / held if held else None)
+        yield from _figure("tokens of that memory", "tokens", cells, held)
 
 
 def _figure(name: str, unit: str, printed: float | None, predicted: float | None) -> Iterator[Figure]:
     if printed is None:
         return
-    error = predicted / printed - 1 if predicted is not None and printed else None
+    error = predicted / printed - 1 if predicted is not None and printed > 0 else None
     yield Figure(name=name, unit=unit, printed=printed, predicted=predicted, error=error)
 
 
-def _held(reading: _Reading, pool: int, **changed: Any) -> int | None:
-    """Tokens that the engine would print for so much memory for the cache on each GPU."""
-    try:
-        d = reading.deployment(pool, **changed)
-    except KvplanError:
-        return None
-    alone = [p for found in d.stage_pools for p in found if p.unit == "token" and p.counted]
-    if alone and len(d.stage_pools[0]) > 1:  # what is printed is the memory of this pool alone
-        return pool // alone[0].unit_bytes
-    return d.pool_tokens(reading.log.max_model_len or d.model.context_limit) // max(1, d.sharding.dp)
+def _finite(tokens: int | None) -> int | None:
+    return tokens if tokens is None or tokens < UNBOUNDED // 2**16 else None
 
 
 # -- explanations ------------------------------------------------------------------------------------------------------
 
 
-def _explanations(reading: _Reading, d: Deployment) -> Iterator[str]:
-    """Readings under which the printed tokens are what the printed memory holds."""
+def _explanations(reading: Reading, d: Deployment) -> Iterator[str]:
+    """Why printed and predicted differ, the layout of the cache first."""
     log = reading.log
-    if not log.pool_bytes or not log.pool_tokens:
-        return
-    held = _held(reading, log.pool_bytes)
-    if held and abs(held / log.pool_tokens - 1) <= CLOSE:
-        idle = max(p.padded_layers for found in d.stage_pools for p in found)
-        if idle:
-            yield f"{idle} layers of padding are in the printed memory: groups of layers are as large as the smallest kind."
-        return
-    singles = dict(_readings(reading, d))
-    tried: list[tuple[tuple[str, ...], dict[str, Any]]] = [((words,), change) for words, change in singles.items()]
-    tried += [((a, b), {**singles[a], **singles[b]}) for a, b in itertools.combinations(singles, 2)]
-    for number in (1, 2):
-        found = [words for words, change in tried if len(words) == number and _explains(reading, change)]
-        if found:
-            yield from (" and ".join(words)[:1].upper() + " and ".join(words)[1:] + "." for words in found[:3])
-            return
-    yield "No other reading that was tried explains the difference."
+    if log.missing is not None and not log.pool_bytes:
+        yield f"The engine found no memory for the cache: {format_gib(log.missing)} more are in use than it may take."
+    yield from _of_tokens(reading, d)
+    yield from _of_counting(reading, d)
+    yield from _of_weights(reading, d)
+    yield from _of_fraction(reading, d)
 
 
-def _readings(reading: _Reading, d: Deployment) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Other ways to read the log: what each would mean, and the change of the plan."""
+def _of_tokens(reading: Reading, d: Deployment) -> Iterator[str]:
+    """Readings under which the printed tokens are what the printed memory holds."""
+    pool, tokens = reading.log.pool_bytes, reading.tokens(d)
+    if d.setup.layout == "cells":
+        tokens = tokens or reading.log.max_model_len
+    if not pool or not tokens:
+        return
+    held = reading.held(pool)
+    if held and abs(held / tokens - 1) <= CLOSE:
+        if idle := max(p.padded_layers for found in d.stage_pools for p in found):
+            many = "A layer of padding is" if idle == 1 else f"{idle} layers of padding are"
+            yield f"{many} in the printed memory: all groups of layers are made equally large."
+        return
+    singles = list(_readings(reading, d))
+    found = [one.words for one in singles if one.explains(reading, pool, tokens)]
+    if not found:
+        pairs = itertools.combinations([one for one in singles if one.about != ALONE], 2)
+        unlike = [(a, b) for a, b in pairs if a.about != b.about]
+        found = [f"{a.words} and {b.words}" for a, b in unlike if (a + b).explains(reading, pool, tokens)]
+    if found:
+        yield "The tokens fit if " + either(found[:3]) + "."
+    elif held and 1 < held / tokens < 1.3 and len(reading.log.kv_bytes) < d.count:
+        yield (
+            f"No other reading that was tried explains the tokens; if the GPU with least memory for the cache is not among "
+            f"those printed, it has {format_gib(pool * tokens / held)}."
+        )
+    else:
+        yield "No other reading of the log that was tried explains the tokens of its memory."
+
+
+ALONE = "alone"
+"""What readings are about that are never taken together with another."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """Another way to read a log.
+
+    Attributes
+    ----------
+    about
+        What it is about; two of a kind are never taken together.
+    change
+        Fields and choices of the deployment.
+    share
+        What the memory for the cache of one GPU is of the printed one.
+    times
+        How many times the tokens of one GPU are printed.
+    """
+
+    about: str
+    words: str
+    change: Mapping[str, Any]
+    share: float = 1.0
+    times: int = 1
+
+    def __add__(self, other: _Other) -> _Other:
+        change = {**self.change, **other.change}
+        return _Other("both", "", change, self.share * other.share, self.times * other.times)
+
+    def explains(self, reading: Reading, pool: int, tokens: int) -> bool:
+        """Whether it is what the printed tokens follow from, as exactly as they are printed."""
+        held = reading.held(max(1, int(pool * self.share)), **self.change)
+        within = min(CLOSE, ROUNDING / pool + 32 / tokens + 2e-4)
+        return bool(held) and abs((held or 0) * self.times / tokens - 1) <= within
+
+
+def _readings(reading: Reading, d: Deployment) -> Iterator[_Other]:
+    """Other ways to read the log, the likeliest first."""
+    log, model = reading.log, d.model
     for form, words in (("fp8", "8-bit"), ("bf16", "16-bit"), ("nvfp4", "4-bit")):
         if d.precision.kv.k.id != form:
-            yield f"the cache is {words}", {"kv": form}
+            yield _Other("format", f"the cache is {words} (--kv {form})", {"kv": form})
     if d.count > 1:
-        yield (
-            f"the memory is of one of {d.count} GPUs that hold different parts, or of all together",
-            {"ranks": d.count},
-        )
-        yield "the smallest rank has less memory than the one that is printed", {"smaller": True}
-    if any(layers.kept < 2**62 for held in d.stage_layers for layers in held):
-        yield "layers with a window hold every token", {"group_windows": False}
-    if d.model.state:
+        yield _Other("memory", f"the memory is of all {d.count} GPUs together", {}, share=1 / d.count)
+        yield _Other("count", f"the tokens are of all {d.count} GPUs together", {}, times=d.count)
+    elif log.tensor_parallel is None and not _weights_fit(reading, d):
+        for tp in (2, 4, 8):
+            yield _Other(ALONE, f"it runs on {tp} GPUs (--tp {tp})", {"tp": tp})
+    if (ranks := log.context_parallel or 1) > 1:
+        yield _Other("count", f"the tokens are of {ranks} GPUs that share each sequence", {}, times=ranks)
+    if any(row.window for row in model.attention):
+        words = "layers with a window hold every token"
+        yield _Other("windows", words, {"group_windows": False, "group_chunks": False})
+    if model.state:
         other = not d.setup.prefix_caching
-        yield f"states are {'' if other else 'not '}kept for prefix caching", {"prefix_caching": other}
-    if d.model.drafter and not d.setup.draft_tokens:
-        for tokens in (1, 2, 3, 4, 5):
-            yield f"a drafter of {tokens} tokens has a cache of its own", {"draft_tokens": tokens}
-    if "latent" in {row.kind for row in d.model.attention if hasattr(row, "kind")}:
-        yield "rows of the latent are padded from 576 to 640", {"padded": 640 / 576}
-    other_count = "requests" if d.setup.tokens_are == "blocks" else "blocks"
-    words = "whole requests" if other_count == "requests" else "blocks of one group"
-    yield f"the tokens are counted as {words}, as another version does", {"tokens_are": other_count}
+        words = f"states are {'' if other else 'not '}kept for prefix caching"
+        yield _Other("states", words, {"prefix_caching": other})
+    if model.drafter and not d.setup.draft_tokens:
+        for draft in (1, 2, 3, 4, 5):
+            yield _Other("drafter", f"draft layers that propose {draft} tokens have a cache", {"draft_tokens": draft})
+    if any(row.kind == "latent" for row in model.attention):
+        yield _Other("padding", "latents are padded from 576 to 640", {}, share=576 / 640)
+    if d.setup.layout == "blocks":
+        other_count = "requests" if d.setup.tokens_are == "blocks" else "blocks"
+        words = "in whole requests" if other_count == "requests" else "in blocks of one group of layers"
+        yield _Other("count", f"tokens are counted {words}, as other versions do", {"tokens_are": other_count})
 
 
-def _explains(reading: _Reading, change: Mapping[str, Any]) -> bool:
-    log = reading.log
-    pool, tokens = log.pool_bytes or 0, log.pool_tokens or 1
-    ranks, padded = change.get("ranks", 1), change.get("padded", 1.0)
-    rest = {k: v for k, v in change.items() if k not in ("ranks", "padded", "smaller")}
-    for scale in (ranks, 1 / ranks):
-        held = _held(reading, int(pool * scale / padded), **rest)
-        if held and change.get("smaller") and 1 < held / tokens < 1.3 and not rest:
-            return True
-        if held and not change.get("smaller") and abs(held / tokens - 1) <= CLOSE:
-            return True
-    return False
+def _of_counting(reading: Reading, d: Deployment) -> Iterator[str]:
+    """Tokens that are of one group of layers only, which the printed number of sequences gives away."""
+    log, tokens = reading.log, reading.log.pool_tokens
+    if not tokens or not log.pool_sequences or not log.concurrency_len or log.pool_sequences < 1:
+        return
+    room = log.pool_sequences * min(log.concurrency_len)
+    groups = max((p.groups for found in d.stage_pools for p in found), default=1)
+    if groups > 1 and room / tokens > 1.02:
+        yield (
+            f"The printed tokens are those of one of {groups} groups of layers as if each held every token; sequences of "
+            f"{min(log.concurrency_len):,} tokens have {room:,.0f} tokens in that memory."
+        )
+
+
+def _weights_fit(reading: Reading, d: Deployment) -> bool:
+    printed = reading.log.rank_weight_bytes
+    return bool(printed) and abs(_weights(d) / (printed or 1) - 1) < WEIGHTS_DIFFER
+
+
+def _weights(d: Deployment) -> int:
+    return max(b.weights + b.drafter for b in d.budgets)
+
+
+def _of_weights(reading: Reading, d: Deployment) -> Iterator[str]:
+    """Another format that printed weights fit, or what else may be in them."""
+    printed, planned = reading.log.rank_weight_bytes, _weights(d)
+    if not printed or d.setup.layout == "cells" or _weights_fit(reading, d) or abs(planned - printed) < LITTLE:
+        return
+    fitting = []
+    for form in ("bf16", "fp8", "int8", "int4", "nf4", "nvfp4", "mxfp4"):
+        try:
+            same = _weights(reading.deployment(weights=form))
+        except KvplanError:
+            continue
+        if abs(same / printed - 1) < WEIGHTS_FIT:
+            fitting.append(f"{form} (--weights {form})")
+    differ = f"{format_gib(abs(printed - planned))} {'larger' if printed > planned else 'smaller'}"
+    if fitting:
+        yield f"The printed weights are as large as those in {either(fitting[:3])}."
+    elif printed < planned:
+        yield f"The printed weights are {differ} than {d.weights_label} ones: other --weights or --tp, or part is elsewhere."
+    else:
+        more = "" if d.weights_label in HIGH_PRECISION else "the checkpoint keeps more in 16 bit, or "
+        yield f"The printed weights are {differ} than {d.weights_label} ones: {more}something else is loaded with them."
+
+
+def _of_fraction(reading: Reading, d: Deployment) -> Iterator[str]:
+    """The share of the device that the printed memory or tokens speak of, where it is not printed."""
+    log, tokens = reading.log, reading.tokens(d)
+    if reading.device is None or d.setup.layout == "cells":
+        return
+    budget = min(d.budgets, key=lambda b: b.pool)
+    planned = d.pool_tokens(reading.length) // d.sharding.dp
+    if budget.pool <= 0 or not planned:
+        if log.pool_bytes or tokens:
+            yield f"By the plan {reading.device.id} has no memory for the cache: another --gpu, more of them, fewer bits."
+        return
+    pool = log.pool_bytes or (int(budget.pool * tokens / planned) if tokens else None)
+    asked = log.memory_fraction or log.kv_memory_bytes or "memory_fraction" in d.given or d.setup.kv_memory
+    if asked or not pool:
+        return
+    share = budget.fraction + (pool - budget.pool) / (budget.usable - sum(map(budget.line, budget.before)))
+    if share > 1:
+        less = f"{reading.device.id} has less memory than the printed cache takes beside the weights"
+        yield f"{less}: another --gpu, or a cache of fewer bits."
+    elif abs(share - budget.fraction) >= FRACTION_STEP and share > 0:
+        knob = next((k for k in d.engine.knobs if k.sets == "memory_fraction"), None)
+        name = (knob.flag or knob.name) if knob else "the share that the engine takes"
+        yield f"The log does not print {name}: about {share:.2f} rather than {budget.fraction:.2f} gives the printed cache."

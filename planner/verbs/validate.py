@@ -20,20 +20,13 @@ from planner.checkpoint.load import load_model
 from planner.deployment import Deployment
 from planner.errors import KvplanError
 from planner.gpu import GpuSpec
+from planner.readings import TYPICAL
 from planner.result import Result
 from planner.settle import deploy
 from planner.units import GIB
 
 _HERE = Path(__file__).parent.parent
 CLOSE = 0.005
-TYPICAL = {
-    ("vllm", "V0"): "0.7",
-    ("vllm", ""): "0.19",
-    ("vllm", "V1"): "0.19",
-    ("sglang", ""): "0.5.9",
-    ("trtllm", ""): "1.0",
-}
-"""Version that is assumed where a log does not print it: one of the middle of those that print like it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,101 @@
+"""The catalogue as commands: models, GPUs and engines, and a model as a card."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from planner.cli.options import (
+    AssumeDecoder,
+    Csv,
+    Json,
+    Md,
+    Model,
+    Revision,
+    complete_engines,
+    complete_gpus,
+    complete_models,
+)
+from planner.cli.output import render, table_outputs
+
+
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="One model, or part of names.", autocompletion=complete_models)
+    ] = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """List the bundled models, or show one."""
+    from planner.catalog import matching, model_ids
+    from planner.checkpoint.load import load_model
+    from planner.report.tables import model_table
+
+    found = matching(name, model_ids(), load_model)
+
+    def show() -> None:
+        from planner.report.terminal import console, show_catalogue, show_model
+
+        show_model(found[0], console()) if len(found) == 1 else show_catalogue(model_table(found), console())
+
+    render(table_outputs(model_table(found), json, csv, md), show)
+
+
+def gpus(
+    name: Annotated[str | None, typer.Argument(help="One GPU, or part of names.", autocompletion=complete_gpus)] = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """List the GPU catalogue, or show one device."""
+    from planner.catalog import gpu_ids, load_gpu, matching
+    from planner.report.tables import gpu_table
+
+    found = matching(name, gpu_ids(), load_gpu)
+
+    def show() -> None:
+        from planner.report.terminal import console, show_catalogue, show_gpu
+
+        show_gpu(found[0], console()) if len(found) == 1 else show_catalogue(gpu_table(found), console())
+
+    render(table_outputs(gpu_table(found), json, csv, md), show)
+
+
+def engines(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One engine, or one of its versions: vllm@0.20.", autocompletion=complete_engines),
+    ] = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """List the engines, or one engine's settings with their defaults and sources."""
+    from planner.engine import engine_ids, load_engine
+    from planner.report.tables import engine_table, knob_table
+
+    one = None if name is None else load_engine(name)
+    table = engine_table([load_engine(i) for i in engine_ids()]) if one is None else knob_table(one)
+
+    def show() -> None:
+        from planner.report.terminal import console, show_catalogue, show_engine
+
+        show_catalogue(table, console()) if one is None else show_engine(one, console())
+
+    render(table_outputs(table, json, csv, md), show)
+
+
+def card(
+    model: Model,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.")] = "-",
+    revision: Revision = None,
+    assume_decoder: AssumeDecoder = False,
+) -> None:
+    """Write a model as a card: from a config.json, a checkpoint folder, a GGUF file or the hub."""
+    from planner.checkpoint.load import load_model
+    from planner.report.card import card_text
+
+    text = card_text(load_model(model, revision=revision, assume_decoder=assume_decoder))
+    render([(out, lambda stream: stream.write(text))], lambda: None)
