@@ -55,5 +55,8 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> 
     assert answer["memory"]["kv_bytes_per_token"] == 327_680
     assert "FITS" in run(kvplan, "llama3-70b", "--gpu", "8xh100")
     assert len(run(kvplan, "models", "--csv", "-").splitlines()) == len(model_ids()) + 1
+    assert run(kvplan, "validate", "capacity", "--csv", "-").count("log-") >= 200
+    (elsewhere / "start.log").write_text("INFO GPU KV cache size: 33,504 tokens\n", encoding="utf-8")
+    assert "vllm" in run(kvplan, "check-log", "start.log", "--model", "llama3-8b")
     where = run(str(python), "-c", "import planner; print(planner.__file__)").strip()
     assert Path(where).is_relative_to(tmp_path / "env")
