@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "planner"
 ORDER = [
     "arrays", "errors", "units", "axes", "columns", "files", "row", "startlog.log", "startlog.pairs",
     "startlog.stream", "startlog.lines", "startlog.reader", "precision", "cached", "tensors", "formats", "mixes",
-    "attention", "variants", "state", "feedforward", "model", "gpu", "catalog", "checkpoint.jsonfile",
+    "attention", "variants", "state", "feedforward", "model", "gpu", "catalog", "calibrate.model",
+    "calibrate.shapes", "calibrate.table", "calibrate.fit", "calibrate.build", "checkpoint.jsonfile",
     "checkpoint.safetensors", "checkpoint.hub", "checkpoint.expression", "checkpoint.architecture",
     "checkpoint.template", "checkpoint.modules", "checkpoint.quantization", "checkpoint.reconcile",
     "checkpoint.config", "checkpoint.ggufheader", "checkpoint.ggufparts", "checkpoint.ggufstate",
