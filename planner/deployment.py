@@ -94,7 +94,12 @@ class Deployment:
 
     @cached_property
     def efficiency(self) -> Efficiency:
-        return efficiency_of(self.gpu)
+        return efficiency_of(self.gpu, self.engine.id, self.setup, self.routes)
+
+    @cached_property
+    def routes(self) -> bool:
+        """Whether the model routes tokens to experts."""
+        return any(row.experts for row in self.model.ffn)
 
     # -- memory of one GPU, by stage ------------------------------------------------------------------------------
 
@@ -163,7 +168,7 @@ class Deployment:
         """Weights of draft layers on one rank, which are taken to be dealt out like the model's own [B]."""
         if not self.drafts or self.model.drafter is None:
             return 0
-        form = self.precision.weights[Role.EXPERT if any(row.experts for row in self.model.ffn) else Role.FFN]
+        form = self.precision.weights[Role.EXPERT if self.routes else Role.FFN]
         return form.nbytes(ceil_div(self.model.drafter.parameters, self.tp))
 
     @cached_property

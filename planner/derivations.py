@@ -61,8 +61,8 @@ def _expected_sources(c: Case) -> tuple[str, ...]:
 
 _CACHE = "sum over attention rows of layers * kv_heads * (key width + value width) * bytes per element"
 _STEP = (
-    "sum over operators of max(bytes / (memory * bandwidth), flops / (compute * peak)) + sent / (link * link bandwidth) "
-    "+ launches * launch_s"
+    "sum over operators of ((bytes / (memory * bandwidth))^4 + (flops / (compute * peak))^4)^(1/4) "
+    "+ sent / (link * link bandwidth) + launches * launch_s"
 )
 
 QUANTITIES: dict[str, Quantity] = {
@@ -200,7 +200,7 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "ttft_s": Quantity(
         "Expected time to prefill one prompt of the planned context on idle devices.", "s", _STEP,
-        lambda c: sub.ttft(c, c.d.efficiency.shares), lambda p: p.prefill.ttft_s, _expected_sources,
+        lambda c: sub.ttft(c, c.d.efficiency.prompt), lambda p: p.prefill.ttft_s, _expected_sources,
     ),
     "ideal_s": Quantity(
         "The limit of prefilling one prompt of the planned context.", "s",

@@ -1,27 +1,34 @@
-"""Achieved fractions of peak, with where they come from and how far off they have been.
+"""Achieved shares of peak, with where they come from and how far off they have been.
 
-Three origins, best first: *measured* on the user's machine, *published* (fitted to kernel timings others measured) and
-*generic* (typical of the architecture). This version ships the generic ones, in ``efficiencies/generic.toml``.
+Three origins, best first: *measured* on the user's machine, *published* (fitted to serving measurements that others made,
+``efficiencies/serving.toml``) and *generic* (typical of the architecture, ``efficiencies/generic.toml``).
 """
 
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from planner.gpu import GpuSpec
 from planner.roofline import Shares
-from planner.row import Maybe, Positive, Row, Source, Text
+from planner.row import Flag, Maybe, Positive, Row, Source, Text
+from planner.setup import Setup
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, lt=1)]
+Bounds = tuple[float, float]
+MICRO = 1e-6
+
+_FOLDER = Path(__file__).parent / "efficiencies"
 
 
-class Efficiency(Row):
-    """Achieved shares of peak for one architecture.
+class Architecture(Row):
+    """Achieved shares of peak for one architecture, from static batches and single kernels.
 
     Attributes
     ----------
@@ -41,28 +48,185 @@ class Efficiency(Row):
     memory: Share
     compute: Share
     link: Share
-    launch_s: Annotated[float, Field(ge=0, lt=1)]
+    launch_s: Seconds
     interval: tuple[Positive, Positive]
     points: Maybe
     held_out: Maybe = 0
     coverage: Annotated[float, Field(ge=0, le=1)] = 0.0
     caveat: str = ""
     basis: Text
-    origin: Text = "generic"
     source: tuple[Source, ...] = Field(min_length=1)
 
-    @property
-    def shares(self) -> Shares:
-        return Shares(self.memory, self.compute, self.link, self.launch_s)
+
+class Interval(Row):
+    """Factors on a serving figure between which 80 % of measurements lie that were not fitted to.
+
+    Attributes
+    ----------
+    experts, engines, seen
+        Models, engines and devices that it is for: with routed experts or without, and whether the device was measured.
+    """
+
+    figure: Literal["tpot", "ttft"]
+    experts: Flag | None = None
+    engines: tuple[Text, ...] = ()
+    seen: Flag
+    low: Positive
+    high: Positive
 
 
-def efficiency_of(gpu: GpuSpec) -> Efficiency:
-    """The best efficiency known for a device: its architecture's generic row, or the default one."""
-    rows = _generic()
-    return rows.get(gpu.architecture, rows["default"])
+class Law(Row):
+    """Shares that serving engines reach on some architectures; see ``efficiencies/serving.toml``.
+
+    Attributes
+    ----------
+    memory, narrow, cache, compute, compute8, compute4, grouped, link
+        As in `roofline.Shares`.
+    prompt_link
+        Share of a link's bandwidth for the longer messages of a prompt.
+    prompt_kernel_s, first_kernel_s
+        What each kernel of a prompt costs the decode steps that it holds up, and until its first token is out [s].
+    in_step
+        Prompts prefilled together in runs whose requests all have one length, under engines that mix them with decode steps.
+    seen
+        Devices that were measured.
+    """
+
+    name: Text
+    architectures: tuple[Text, ...]
+    seen: tuple[Text, ...]
+    memory: Share
+    narrow: Share
+    cache: Share
+    compute: Share
+    compute8: Share
+    compute4: Share
+    grouped: Share
+    link: Share
+    prompt_link: Share
+    prompt_kernel_s: Seconds
+    first_kernel_s: Seconds
+    in_step: Annotated[float, Field(ge=1, lt=100)]
+    points: Maybe
+    basis: Text
+    interval: tuple[Interval, ...]
+    source: tuple[Source, ...] = Field(min_length=1)
+
+    def bounds(self, figure: str, experts: bool, engine: str, seen: bool) -> Bounds:
+        """The interval of a figure: the first that is for such models, engines and devices."""
+        return next(
+            (row.low, row.high)
+            for row in self.interval
+            if row.figure == figure
+            and row.seen == seen
+            and row.experts in (None, experts)
+            and (not row.engines or engine in row.engines)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """What a deployment reaches of its device's peaks.
+
+    Attributes
+    ----------
+    shares, prompt
+        Of a decode step and of a prompt.
+    first_kernel_s, in_step
+        As in `Law`.
+    interval, first_interval
+        Factors on the expected time of a decode step or per output token, and to the first token, between which 80 % of
+        measurements are meant to lie.
+    origin
+        What it rests on: measured, published or generic.
+    told
+        How the interval was checked, in words.
+    """
+
+    name: str
+    origin: str
+    shares: Shares
+    prompt: Shares
+    first_kernel_s: float
+    in_step: float
+    interval: Bounds
+    first_interval: Bounds
+    told: str
+    basis: str
+    source: tuple[Source, ...]
+
+
+def efficiency_of(gpu: GpuSpec, engine: str, setup: Setup, experts: bool) -> Efficiency:
+    """The best efficiency known for a device under an engine.
+
+    Serving engines on architectures that were measured under them have the fitted law. Others have their architecture's row
+    or the default one, and from the law what no row has: the ratio of narrower formats and of grouped products to plain
+    16-bit ones, and what a prompt's kernels cost.
+
+    Parameters
+    ----------
+    engine, setup
+        The engine's id, and how it is set up.
+    experts
+        Whether the model routes tokens to experts.
+    """
+    law, served = load_law(), setup.kernel_us > 0
+    if served and gpu.architecture in law.architectures:
+        seen = gpu.id in law.seen
+        return _fitted(
+            law, setup, law.bounds("tpot", experts, engine, seen), law.bounds("ttft", experts, engine, seen), seen
+        )
+    row = load_architectures().get(gpu.architecture) or load_architectures()["default"]
+    return _generic(row, law, setup, engine, experts)
+
+
+def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool) -> Efficiency:
+    shares = Shares(
+        memory=law.memory, narrow=law.narrow, cache=law.cache, compute=law.compute, compute8=law.compute8,
+        compute4=law.compute4, grouped=law.grouped, link=law.link, launch_s=setup.kernel_us * MICRO, soft=True,
+    )  # fmt: skip
+    which = "devices that it was fitted to" if seen else "devices that were left out of the fit"
+    return Efficiency(
+        name=law.name, origin="published" if seen else "generic", shares=shares,
+        prompt=replace(shares, link=law.prompt_link, launch_s=law.prompt_kernel_s),
+        first_kernel_s=law.first_kernel_s, in_step=law.in_step, interval=interval, first_interval=first,
+        told=f"held 77 to 79 % of measured times per output token of groups that the fit did not see, on {which}",
+        basis=law.basis, source=law.source,
+    )  # fmt: skip
+
+
+def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bool) -> Efficiency:
+    served = setup.kernel_us > 0
+    narrower, narrowest = law.compute8 / law.compute, law.compute4 / law.compute
+    shares = Shares(
+        memory=row.memory, narrow=row.memory, cache=row.memory, compute=row.compute, compute8=row.compute * narrower,
+        compute4=row.compute * narrowest, grouped=law.grouped, link=row.link,
+        launch_s=max(row.launch_s, setup.kernel_us * MICRO), soft=True,
+    )  # fmt: skip
+    low, high = row.interval
+    if served:
+        fitted = law.bounds("tpot", experts, engine, False)
+        low, high = min(low, fitted[0]), max(high, fitted[1])
+    first = law.bounds("ttft", experts, engine, False)
+    held = f"held {row.coverage:.0%} of {row.held_out} measured steps{row.caveat}" if row.held_out else "is a guess"
+    return Efficiency(
+        name=row.name, origin="generic", shares=shares, prompt=replace(shares, launch_s=law.prompt_kernel_s),
+        first_kernel_s=law.first_kernel_s if served else row.launch_s, in_step=law.in_step, interval=(low, high),
+        first_interval=(min(low, first[0]), max(high, first[1])), told=held, basis=row.basis, source=row.source,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1)
-def _generic() -> dict[str, Efficiency]:
-    text = (Path(__file__).parent / "efficiencies" / "generic.toml").read_text(encoding="utf-8")
-    return {row["name"]: Efficiency(**row) for row in tomllib.loads(text)["architecture"]}
+def load_architectures() -> dict[str, Architecture]:
+    """Generic rows by architecture; ``default`` is for the others."""
+    return {row["name"]: Architecture(**row) for row in _read("generic.toml")["architecture"]}
+
+
+@lru_cache(maxsize=1)
+def load_law() -> Law:
+    """The law of serving that kvplan ships."""
+    return Law(**_read("serving.toml"))
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((_FOLDER / name).read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ import numpy as np
 from planner.deployment import Deployment
 from planner.roofline import BOUNDS, IDEAL, Shares, StepTime, add_stages, step_time
 from planner.stage import Stage
+from planner.tensors import Role
 from planner.work import Operator, decode_work, prefill_work
 
 if TYPE_CHECKING:
@@ -70,15 +71,15 @@ def decode_times(deployment: Deployment, batch: int | IntArray, context: int | I
     """
     stages = decode_operators(deployment, batch, context)
     parts = np.minimum(batch, deployment.pp)
-    ideal = add_stages(_times(deployment, stages, IDEAL), parts)
-    return ideal, add_stages(_times(deployment, stages, deployment.efficiency.shares), parts)
+    ideal = stage_times(deployment, stages, IDEAL, parts)
+    return ideal, stage_times(deployment, stages, deployment.efficiency.shares, parts)
 
 
 def prefill_times(deployment: Deployment, tokens: int) -> tuple[StepTime, StepTime]:
     """Time to prefill one prompt on idle devices, ideal and expected [s]."""
     stages = prefill_operators(deployment, tokens)
-    ideal = add_stages(_times(deployment, stages, IDEAL))
-    return ideal, add_stages(_times(deployment, stages, deployment.efficiency.shares))
+    ideal = stage_times(deployment, stages, IDEAL)
+    return ideal, stage_times(deployment, stages, deployment.efficiency.prompt)
 
 
 def expected_step_s(deployment: Deployment, batch: int, context: int) -> float:
@@ -92,20 +93,24 @@ def interval_s(deployment: Deployment, step_s: Numbers, ideal_s: Numbers) -> tup
     return np.maximum(step_s * low, ideal_s), step_s * high
 
 
+BLOCK_SCALED = "fp8-block128"
+"""Weights whose activations are quantised on the fly, block by block; 8-bit experts are all taken to be, as released ones are."""
+
 Stages = list[tuple[list[Operator], int]]
 """Operators of each stage, like stages once with their number."""
 
 
-def _times(deployment: Deployment, stages: Stages, shares: Shares) -> list[tuple[StepTime, int]]:
-    return [(step_time(operators, deployment.gpu, shares), times) for operators, times in stages]
+def stage_times(deployment: Deployment, stages: Stages, shares: Shares, parts: Numbers = 1) -> StepTime:
+    """Time of work that passes through the stages in so many parts."""
+    return add_stages([(step_time(operators, deployment.gpu, shares), n) for operators, n in stages], parts)
 
 
-def decode_operators(d: Deployment, batch: int | IntArray, context: int | IntArray) -> Stages:
+def decode_operators(d: Deployment, batch: Numbers | IntArray, context: Numbers | IntArray) -> Stages:
     """Work of one decode step of one part of the batch, stage by stage; like stages once, with their number."""
     part = np.asarray(batch / np.minimum(batch, d.pp), dtype=float)
     held = np.asarray(context, dtype=float)
     return [
-        (decode_work(d.model, stage, d.precision, d.sharding, part, held, d.source_tokens), times)
+        (decode_work(d.model, stage, d.precision, d.sharding, part, held, d.source_tokens) + _further(d, stage), times)
         for stage, times in _distinct(d.stages)
     ]
 
@@ -117,9 +122,18 @@ def prefill_operators(d: Deployment, tokens: int) -> Stages:
     """
     prompt = 1.0 if d.model.encoder else float(tokens)
     return [
-        (prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens), times)
+        (prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens) + _further(d, stage), times)
         for stage, times in _distinct(d.stages)
     ]
+
+
+def _further(d: Deployment, stage: Stage) -> list[Operator]:
+    """Kernels that the engine starts beyond those of the model's operators."""
+    forms, layers = d.precision.weights, sum(count for _, count in stage.groups)
+    form = forms[Role.EXPERT if d.routes else Role.FFN]
+    blocks = form.id == BLOCK_SCALED or (d.routes and form.compute[0] == "fp8")
+    further = layers * (d.setup.block_kernels * blocks + d.setup.expert_kernels * d.routes)
+    return [Operator("engine", launches=further)] if further else []
 
 
 def _distinct(stages: tuple[Stage, ...]) -> list[tuple[Stage, int]]:
@@ -155,5 +169,5 @@ def crossover(deployment: Deployment, context: int, grid: IntArray, expected: St
         if high - low == 1:
             return high, BOUNDS[int(bound[after[0]])]
         grid = np.append(np.arange(low, high, max(1, (high - low) // 512)), high)
-        stages = _times(deployment, decode_operators(deployment, grid, context), deployment.efficiency.shares)
-        expected = add_stages(stages, np.minimum(grid, deployment.pp))
+        stages = decode_operators(deployment, grid, context)
+        expected = stage_times(deployment, stages, deployment.efficiency.shares, np.minimum(grid, deployment.pp))

@@ -1,12 +1,14 @@
 """Work to time on a device.
 
-An operator takes as long as the slower of moving its bytes and doing its arithmetic (Williams, Waterman and Patterson 2009,
-CACM 52(4), "Roofline"), each at the share of peak that is achieved, plus a launch floor:
+An operator moves its bytes while it does its arithmetic (Williams, Waterman and Patterson 2009, CACM 52(4), "Roofline"), each
+at the share of peak that is achieved; where both take about as long, neither hides the other wholly, which a soft maximum
+says. What is sent and what every kernel costs at least come on top:
 
-    t = max(bytes / (memory * bandwidth), flops / (compute * peak)) + sent / (link * link_bandwidth) + launches * launch_s
+    t = soft(bytes / (memory * bandwidth), flops / (compute * peak)) + sent / (link * link_bandwidth) + launches * launch_s
+    soft(a, b) = (a^4 + b^4)^(1/4)
 
-Operators follow one another, so a step is their sum. The ideal has every share at 1 and no floor, and hides what is sent
-behind the rest wherever it is shorter.
+Operators follow one another, so a step is their sum. The ideal has every share at 1, the plain maximum and no floor, and
+hides what is sent behind the rest wherever it is shorter.
 """
 
 from __future__ import annotations
@@ -30,22 +32,48 @@ BOUNDS = ("weights", "cache", "compute", "link", "launch")
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Achieved shares of a device's peaks.
+    """Achieved shares of a device's peaks, 0 to 1.
 
     Attributes
     ----------
-    memory, compute, link
-        Share of memory bandwidth, of the dense peak and of link bandwidth, 0 to 1.
+    memory, narrow, cache
+        Shares of memory bandwidth at which weights, weights of fewer than `NARROW_BITS` bits that every token is multiplied
+        by, and caches with states stream.
+    compute, compute8, compute4
+        Shares of the dense peak of the format that products run in, by its bits.
+    grouped
+        Share of these that grouped products of routed experts reach.
+    link
+        Share of link bandwidth.
     launch_s
         Time that every kernel costs at least [s].
+    soft
+        Whether moving and arithmetic add up softly, rather than the shorter being hidden.
     """
 
     memory: float = 1.0
+    narrow: float = 1.0
+    cache: float = 1.0
     compute: float = 1.0
+    compute8: float = 1.0
+    compute4: float = 1.0
+    grouped: float = 1.0
     link: float = 1.0
     launch_s: float = 0.0
+    soft: bool = False
+
+    def streams(self, op: Operator) -> float:
+        """Share of bandwidth that an operator's weights stream at."""
+        return self.narrow if op.weight_bits < NARROW_BITS and not op.grouped else self.memory
+
+    def computes(self, op: Operator, rate: str) -> float:
+        """Share of the peak ``rate`` that an operator computes at."""
+        found = {8: self.compute8, 4: self.compute4}.get(_BITS.get(rate, 16), self.compute)
+        return found * self.grouped if op.grouped else found
 
 
+NARROW_BITS = 6
+_BITS = {"fp8": 8, "int8": 8, "fp4": 4, "int4": 4}
 IDEAL = Shares()
 
 
@@ -86,7 +114,6 @@ def step_time(operators: Iterable[Operator], gpu: GpuSpec, shares: Shares) -> St
     A device without a known peak for an operator's format, or without a known link, is taken to spend no time on it; the
     plan says so.
     """
-    bandwidth = gpu.bandwidth_bytes_per_s * shares.memory
     link = (gpu.link_bytes_per_s or np.inf) * shares.link
     weights: Numbers = 0.0
     cache: Numbers = 0.0
@@ -99,25 +126,42 @@ def step_time(operators: Iterable[Operator], gpu: GpuSpec, shares: Shares) -> St
         launches += op.launches
         if not _nothing(op.sent_bytes):
             sent = sent + op.sent_bytes / link
-        rate = gpu.compute_rate(op.compute)
-        moved = op.weight_bytes if _nothing(op.cache_bytes) else op.weight_bytes + op.cache_bytes
-        if _nothing(moved) and _nothing(op.flops):
+        if _nothing(op.weight_bytes) and _nothing(op.cache_bytes) and _nothing(op.flops):
             continue
-        memory_s = moved / bandwidth
-        compute_s = op.flops / (rate[1] * shares.compute) if rate else 0.0
-        streams = memory_s >= compute_s
-        if _nothing(op.cache_bytes):
-            weights = weights + streams * memory_s
-        else:
-            weights = weights + streams * (op.weight_bytes / bandwidth)
-            cache = cache + streams * (op.cache_bytes / bandwidth)
-        compute = compute + (compute_s > memory_s) * compute_s
+        read_s, held_s, compute_s = operator_seconds(op, gpu, shares)
         flops = flops + op.flops
-        nbytes = nbytes + moved
+        if _nothing(op.cache_bytes):
+            streams = read_s >= compute_s
+            taken = _soft(read_s, compute_s) if shares.soft else np.maximum(read_s, compute_s)
+            weights = weights + streams * taken
+            nbytes = nbytes + op.weight_bytes
+        else:
+            memory_s = read_s + held_s
+            streams = memory_s >= compute_s
+            taken = _soft(memory_s, compute_s) if shares.soft else np.maximum(memory_s, compute_s)
+            held = streams * taken if _nothing(read_s) else streams * taken * (held_s / memory_s)
+            cache = cache + held
+            weights = weights + (0.0 if _nothing(read_s) else streams * taken - held)
+            nbytes = nbytes + op.weight_bytes + op.cache_bytes
+        compute = compute + (1 - streams) * taken
     floor = launches * shares.launch_s
     local = weights + cache + compute + floor
     step = np.maximum(local, sent) if shares == IDEAL else local + sent
     return StepTime(step, (weights, cache, compute, sent, floor), flops, nbytes)
+
+
+def operator_seconds(op: Operator, gpu: GpuSpec, shares: Shares) -> tuple[Numbers, Numbers, Numbers]:
+    """Time that an operator's weights, its cache and its arithmetic would take, each alone [s]."""
+    bandwidth, rate = gpu.bandwidth_bytes_per_s, gpu.compute_rate(op.compute)
+    compute_s = op.flops / (rate[1] * shares.computes(op, rate[0])) if rate else 0.0
+    return op.weight_bytes / (bandwidth * shares.streams(op)), op.cache_bytes / (bandwidth * shares.cache), compute_s
+
+
+def _soft(one: Numbers, other: Numbers) -> Numbers:
+    """Fourth root of the sum of fourth powers: the larger where they differ, 19 % more where they are alike."""
+    a, b = one * one, other * other
+    total: Numbers = np.sqrt(np.sqrt(a * a + b * b))
+    return total
 
 
 def _nothing(amount: Numbers) -> bool:

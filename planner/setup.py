@@ -105,6 +105,16 @@ class Setup(Row):
         Format of attention that compresses what lies before its window, whether 8 or 16 bit are asked for.
     latent_step
         What the width of MLA's latents is padded to a multiple of [elements].
+    kernel_us, expert_kernels, block_kernels
+        What each kernel of a decode step costs at least, where the engine's own host adds to the device's [µs], and kernels
+        beyond those that `planner.work` counts: of a layer of experts, and of a layer whose activations are quantised to
+        blocks on the fly.
+    first_s
+        What passes until a first token is out, beside steps and prompts: scheduling, streaming [s].
+    prompts_first
+        Whether waiting prompts go before decode steps, so that requests of one length stay in step.
+    whole_answers
+        Whether a request is let in only when its cache has room for the whole answer.
     packing, packed_tokens, packed_step
         How large blocks are that pages of several sizes share (see `planner.packed`; empty where there are none), tokens of
         such a block, and what pages are padded to multiples of [B].
@@ -160,6 +170,12 @@ class Setup(Row):
     sparse_latent_format: str = ""
     compressed_format: str = ""
     latent_step: Count = 1
+    kernel_us: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    expert_kernels: Annotated[float, Field(ge=0, le=100)] = 0.0
+    block_kernels: Annotated[float, Field(ge=0, le=100)] = 0.0
+    first_s: Annotated[float, Field(ge=0, le=10)] = 0.0
+    prompts_first: Flag = False
+    whole_answers: Flag = False
     packing: Literal["", "tuples", "slots", "widest"] = ""
     packed_tokens: Count = 1
     packed_step: Count = 1

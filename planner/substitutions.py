@@ -20,7 +20,7 @@ from planner.packed import WeightedCurve
 from planner.pool import Pool
 from planner.precision import find_format
 from planner.result import Plan
-from planner.roofline import IDEAL, Shares
+from planner.roofline import IDEAL, Shares, operator_seconds
 from planner.setup import Line
 from planner.stage import Sharding
 from planner.tensors import Role, Tensor, ceil_div
@@ -295,17 +295,15 @@ def ttft(c: Case, shares: Shares) -> str:
 
 
 def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares) -> str:
-    """One stage as a sum over operators, like ones together in the way that `roofline.step_time` sums them."""
-    bandwidth = gpu.bandwidth_bytes_per_s * shares.memory
+    """One stage as a sum over operators, in the way that `roofline.step_time` sums them."""
     local, sent, launches = [], 0.0, 0.0
     for op in operators:
-        moved, rate = float(op.weight_bytes + op.cache_bytes), gpu.compute_rate(op.compute)
-        memory_s = moved / bandwidth
-        compute_s = float(op.flops) / (rate[1] * shares.compute) if rate else 0.0
-        if memory_s >= compute_s and moved:
-            local.append(f"{moved:.10g} / {_share(shares.memory, gpu.bandwidth_bytes_per_s)}")
-        elif rate and compute_s:
-            local.append(f"{float(op.flops):.10g} / {_share(shares.compute, rate[1])}")
+        read_s, held_s, compute_s = operator_seconds(op, gpu, shares)
+        moving, computing = _moving(op, gpu, shares), _computing(op, gpu, shares)
+        if shares.soft and moving and computing:
+            local.append(f"(({moving})**4 + ({computing})**4)**0.25")
+        elif moving or computing:
+            local.append(moving if read_s + held_s >= compute_s else computing)
         sent += float(op.sent_bytes)
         launches += op.launches
     link = f"{sent:.10g} / {_share(shares.link, gpu.link_bytes_per_s)}" if sent and gpu.link_bytes_per_s else "0"
@@ -314,8 +312,26 @@ def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares) -> str:
     return _sum([*local, *([link] if link != "0" else []), f"{launches:g} * {shares.launch_s:g}"])
 
 
+def _moving(op: Operator, gpu: GpuSpec, shares: Shares) -> str:
+    """Time to move an operator's bytes; empty if it has none."""
+    found = [
+        f"{float(nbytes):.10g} / {_share(share, gpu.bandwidth_bytes_per_s)}"
+        for nbytes, share in ((op.weight_bytes, shares.streams(op)), (op.cache_bytes, shares.cache))
+        if float(nbytes)
+    ]
+    return " + ".join(found)
+
+
+def _computing(op: Operator, gpu: GpuSpec, shares: Shares) -> str:
+    """Time of an operator's arithmetic; empty if it has none or no peak is known."""
+    rate = gpu.compute_rate(op.compute)
+    if rate is None or not float(op.flops):
+        return ""
+    return f"{float(op.flops):.10g} / {_share(shares.computes(op, rate[0]), rate[1])}"
+
+
 def _share(share: float, peak: float | None) -> str:
-    return f"{peak:.10g}" if share == 1 else f"({share:g} * {peak:.10g})"
+    return f"{peak:.10g}" if share == 1 else f"({share:.9g} * {peak:.10g})"
 
 
 def intensity(c: Case) -> str:

@@ -340,10 +340,9 @@ def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> I
     if d.engine.vendors and gpu.vendor not in d.engine.vendors:
         yield f"The budget is {d.engine.name}'s on {' and '.join(d.engine.vendors)} devices, borrowed for {gpu.vendor}'s."
     low, high = eff.interval
-    held = f"held {eff.coverage:.0%} of {eff.held_out} measured steps{eff.caveat}" if eff.held_out else "is a guess"
     yield (
-        f"Expected times are {eff.origin}, for {eff.name} devices: {eff.memory:.0%} of bandwidth, {eff.compute:.0%} of "
-        f"peak. The interval, {low:g} to {high:g} times, {held}; prefill's error is unknown."
+        f"Expected times are {eff.origin}, for {eff.name} devices: {eff.shares.memory:.0%} of bandwidth, "
+        f"{eff.shares.compute:.0%} of peak. The interval, {low:g} to {high:g} times, {eff.told}."
     )
     if model.drafter:
         held = format_count(model.drafter.parameters)

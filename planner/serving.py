@@ -1,0 +1,287 @@
+"""Serving latency: time to the first token and per output token when many requests share a deployment.
+
+Under continuous batching with chunked prefill, a request's decode steps carry the prompts of the others. While it makes its
+``O`` tokens, each of the other ``n - 1`` requests of its data-parallel group is prefilled once:
+
+    TPOT = D + (n - 1) / O * P+
+    TTFT = D + first + P1                in the steady state; in a run of R rounds that starts all at once, + (n - 1) / (2 R) * P1
+
+``D`` is a decode step of all requests at their mean length, ``P1`` a prompt on its own and ``P+`` what it adds to steps that
+read the weights anyway. Requests beyond what the cache holds wait until others are done. At a request rate, the number in
+the system follows from Little's law (Little 1961, Operations Research 9(3)), and a prompt waits for others as in a queue of
+random arrivals with equal service (Pollaczek 1930, Khinchine 1932): ``u / (2 (1 - u)) * P1`` at utilisation ``u``.
+
+`planner/efficiencies/serving.toml` holds the fitted shares, `planner/engines` what depends on the engine, and
+validation/README.md the errors on measurements not fitted to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.cached import UNBOUNDED
+from planner.deployment import Deployment
+from planner.evaluate import Stages, decode_operators, prefill_operators, stage_times
+from planner.roofline import IDEAL, Shares, StepTime
+from planner.work import Operator
+
+if TYPE_CHECKING:
+    from planner.arrays import Numbers
+
+GRID = 2.0 ** np.arange(0.0, 16.01, 0.125)
+"""Requests at once at which a search for a rate looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What requests ask for.
+
+    Attributes
+    ----------
+    input_tokens, output_tokens
+        Tokens of a prompt and of an answer.
+    concurrency
+        Requests in the system at once; a number, or an array over which everything is computed at once.
+    cached_share
+        Share of a prompt that the prefix cache has already.
+    acceptance
+        Probability that a drafted token is accepted, where the engine is set to draft.
+    rounds
+        Requests of a run for each that is in the system at once, all of which come together at first; infinite in the steady
+        state.
+    one_length
+        Whether all requests have the same lengths, so that they stay in step.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    concurrency: Numbers = 1.0
+    cached_share: float = 0.0
+    acceptance: float = 0.0
+    rounds: float = float("inf")
+    one_length: bool = False
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of a prompt that are computed; the last one always is."""
+        return max(1, round(self.input_tokens * (1.0 - self.cached_share)))
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Latency under a load; scalars or arrays over its concurrency.
+
+    Attributes
+    ----------
+    ttft_s, tpot_s, ideal_ttft_s, ideal_tpot_s
+        Time to the first token and per further token, expected, and at full peaks [s].
+    step
+        The decode step in them.
+    prompt_s
+        A prompt on its own [s].
+    running
+        Requests whose cache fits at once.
+    requests_per_s
+        Requests that are answered a second.
+    """
+
+    ttft_s: Numbers
+    tpot_s: Numbers
+    ideal_ttft_s: Numbers
+    ideal_tpot_s: Numbers
+    step: StepTime
+    prompt_s: Numbers
+    running: Numbers
+    requests_per_s: Numbers
+
+
+def room(d: Deployment, load: Load) -> float:
+    """Requests whose caches fit at once: with their whole answers, or half of them where caches grow as answers do.
+
+    Infinite where not even one for each data-parallel group is expected to fit: what is asked for is then taken to run.
+    """
+    whole = load.input_tokens + load.output_tokens
+    held = whole if d.setup.whole_answers else whole - load.output_tokens // 2
+    most = d.max_batch(held)
+    return float("inf") if d.max_batch(whole) < d.sharding.dp or most >= UNBOUNDED else float(most)
+
+
+def serve(d: Deployment, load: Load) -> Serving:
+    """Requests that come as others finish, ``concurrency`` of them at a time.
+
+    What the cache does not hold waits; a load of which nothing fits is timed as if it did.
+    """
+    asked = np.asarray(load.concurrency, dtype=float)
+    running = np.minimum(asked, room(d, load))
+    others = np.maximum(running / d.sharding.dp - 1.0, 0.0)
+    # Where prompts go first and all have one length, all are prefilled, then all decoded: half the others before oneself.
+    in_step = load.one_length and d.setup.prompts_first
+    together = d.efficiency.in_step if load.one_length and not in_step else 1.0
+    carried = (0.5 if in_step else 1.0) * others / load.output_tokens
+    before = together + (0.5 if in_step else 0.5 / load.rounds) * others
+    made = tokens_per_step(d.setup.draft_tokens, load.acceptance)
+    time, ideal = (
+        _times(d, load, running, *shares) for shares in ((d.efficiency.shares, d.efficiency.prompt), (IDEAL, IDEAL))
+    )
+    tpot = (time.step.step_s + carried * time.added_s) / made
+    first = time.step.step_s + _first_s(d, time.kernels) + before * time.prompt_s
+    ttft = first + np.maximum(asked / running - 1.0, 0.0) * (load.output_tokens * tpot + first)
+    return Serving(
+        ttft_s=ttft,
+        tpot_s=tpot,
+        ideal_ttft_s=ideal.step.step_s + ideal.prompt_s,
+        ideal_tpot_s=(ideal.step.step_s + carried * ideal.added_s) / made,
+        step=time.step,
+        prompt_s=time.prompt_s,
+        running=running,
+        requests_per_s=asked / (ttft + (load.output_tokens - 1) * tpot),
+    )
+
+
+def tokens_per_step(drafted: int, acceptance: float) -> float:
+    """Tokens that a step makes for each sequence: one, and the drafted ones up to the first that is not accepted.
+
+    ``(1 - a^(k + 1)) / (1 - a)`` for ``k`` drafted tokens (Leviathan et al. 2023, arXiv:2211.17192, equation 1).
+
+    >>> tokens_per_step(0, 0.9), tokens_per_step(3, 0.5)
+    (1.0, 1.875)
+    """
+    return float(sum(acceptance**i for i in range(drafted + 1)))
+
+
+def _first_s(d: Deployment, kernels: float) -> float:
+    """What passes until a first token is out, beside the prompt and a step [s]."""
+    return d.setup.first_s + d.efficiency.first_kernel_s * kernels
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """A decode step, a prompt alone and what it adds to steps [s], and the kernels of a prompt."""
+
+    step: StepTime
+    prompt_s: Numbers
+    added_s: Numbers
+    kernels: float
+
+
+def _times(d: Deployment, load: Load, running: Numbers, shares: Shares, of_prompt: Shares) -> _Times:
+    decoding = decoding_operators(d, running, load.input_tokens + load.output_tokens / 2)
+    prompt = prompt_operators(d, load.new_tokens)
+    beside = [(_beside(ops, steps), n) for (ops, n), (steps, _) in zip(prompt, decoding, strict=True)]
+    return _Times(
+        step=stage_times(d, decoding, shares, np.minimum(running, d.pp)),
+        prompt_s=stage_times(d, prompt, of_prompt).step_s,
+        added_s=stage_times(d, beside, of_prompt).step_s / d.pp,
+        kernels=sum(n * op.launches for ops, n in prompt for op in ops),
+    )
+
+
+def decoding_operators(d: Deployment, running: Numbers, context: float) -> Stages:
+    """Work of a decode step of ``running`` sequences, with drafting where the engine is set to.
+
+    Drafted tokens are multiplied with all weights like further sequences, but share their sequence's cache. A draft layer is
+    taken to cost what a layer of the model does.
+    """
+    drafts = d.setup.draft_tokens
+    stages = decode_operators(d, running * (1 + drafts), context)
+    if not drafts:
+        return stages
+    layers = d.model.drafter.layers / d.model.layers if d.model.drafter else 0.0
+    once = decode_operators(d, running, context)
+    return [
+        ([replace(op, cache_bytes=op.cache_bytes / (1 + drafts)) for op in ops] + [_scaled(op, drafts * layers) for op in own], n)
+        for (ops, n), (own, _) in zip(stages, once, strict=True)
+    ]  # fmt: skip
+
+
+def _scaled(op: Operator, by: float) -> Operator:
+    return replace(
+        op, flops=by * op.flops, weight_bytes=by * op.weight_bytes, cache_bytes=by * op.cache_bytes,
+        sent_bytes=by * op.sent_bytes, launches=by * op.launches,
+    )  # fmt: skip
+
+
+def prompt_operators(d: Deployment, tokens: int) -> Stages:
+    """Work of a prompt on each data-parallel group; they share the experts, which see the prompts of all."""
+    dp = d.sharding.dp
+    return [
+        ([replace(op, flops=dp * op.flops) if op.grouped else op for op in ops], n)
+        for ops, n in prefill_operators(d, tokens)
+    ]
+
+
+def _beside(prompt: list[Operator], step: list[Operator]) -> list[Operator]:
+    """What a prompt adds to a step that reads the weights anyway: of experts, those that the step does not touch."""
+    read = iter(op.weight_bytes for op in step if op.grouped)
+    return [
+        replace(op, weight_bytes=np.maximum(op.weight_bytes - next(read), 0.0) if op.grouped else 0.0) for op in prompt
+    ]
+
+
+def serve_at_rate(d: Deployment, load: Load, requests_per_s: float) -> tuple[float, Serving] | float:
+    """The number of requests in the system at a request rate, with their latency; or the highest rate that can be sustained.
+
+    Requests come at random times. A rate is sustained if it is below what the deployment serves with its cache full, or
+    with as many requests as the engine runs at once, and below what its prefill alone could do.
+    """
+    most = min(room(d, load), float(d.setup.sequences * d.sharding.dp or np.inf), GRID[-1])
+    grid = np.append(GRID[GRID < most], most)
+    steady = serve(d, replace(load, concurrency=grid, rounds=float("inf")))
+    rates = np.maximum.accumulate(np.broadcast_to(steady.requests_per_s, grid.shape))
+    highest = float(min(rates[-1], d.sharding.dp / np.max(steady.prompt_s)))
+    if requests_per_s >= highest:
+        return highest
+    at = float(np.interp(requests_per_s, rates, grid)) if requests_per_s > rates[0] else 1.0
+    found = serve(d, replace(load, concurrency=at, rounds=float("inf")))
+    busy = requests_per_s * float(found.prompt_s) / d.sharding.dp
+    ttft = found.ttft_s + busy / (2.0 * (1.0 - busy)) * found.prompt_s
+    held = requests_per_s * float(ttft + (load.output_tokens - 1) * found.tpot_s)
+    return held, replace(found, ttft_s=ttft, requests_per_s=requests_per_s)
+
+
+def serve_apart(
+    prefill: Deployment, decode: Deployment, load: Load, prefill_workers: int = 1, decode_workers: int = 1
+) -> Serving:
+    """Prefill and decode on workers apart; the concurrency is a scalar.
+
+    A decode worker holds ``n`` sequences and makes ``n / (O D(n))`` requests a second. What the prefill workers can do bounds
+    the sum over workers, and those that decode and those that are being prefilled are all there are. Moving the cache from
+    one to the other is taken to be hidden.
+    """
+    asked, output = float(np.max(load.concurrency)), load.output_tokens
+    most = min(asked / decode_workers, room(decode, load))
+    grid = np.append(GRID[GRID < most], max(most, 1.0))
+    prompt = _times(prefill, load, np.asarray(1.0), prefill.efficiency.shares, prefill.efficiency.prompt)
+    found = serve(decode, replace(load, concurrency=grid))
+    made = tokens_per_step(decode.setup.draft_tokens, load.acceptance)
+    step = np.broadcast_to(found.step.step_s, grid.shape) / made
+    ranks = prefill_workers * prefill.sharding.dp
+    ahead = max(asked / ranks - 1.0, 0.0) * 0.5 / load.rounds
+    own = float(_first_s(prefill, prompt.kernels) + step[-1] * made + (1.0 + ahead) * prompt.prompt_s)
+    rates = grid * decode_workers / (output * step)
+    possible = (rates <= ranks / prompt.prompt_s) & (grid * decode_workers + rates * own <= asked)
+    # The first point of the grid beyond what is possible, and the one before it, between which the answer lies.
+    last = int(np.argmin(possible)) if not possible.all() else len(grid) - 1
+    low, high = grid[max(last - 1, 0)], grid[last]
+    fine = np.linspace(low, high, 65)
+    steps = np.interp(fine, grid, step)
+    rates = fine * decode_workers / (output * steps)
+    fits = (rates <= ranks / prompt.prompt_s) & (fine * decode_workers + rates * own <= asked)
+    at = int(np.max(np.flatnonzero(fits), initial=0))
+    tpot, rate = float(steps[at]), float(rates[at])
+    ttft = max(own, asked / rate - output * tpot)
+    ideal = _times(decode, load, np.asarray(fine[at]), IDEAL, IDEAL)
+    alone = _times(prefill, load, np.asarray(1.0), IDEAL, IDEAL)
+    return Serving(
+        ttft_s=ttft,
+        tpot_s=tpot,
+        ideal_ttft_s=alone.step.step_s + alone.prompt_s,
+        ideal_tpot_s=ideal.step.step_s / made,
+        step=_times(decode, load, np.asarray(fine[at]), decode.efficiency.shares, decode.efficiency.prompt).step,
+        prompt_s=prompt.prompt_s,
+        running=fine[at] * decode_workers,
+        requests_per_s=asked / (ttft + (output - 1) * tpot),
+    )
