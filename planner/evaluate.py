@@ -75,11 +75,15 @@ def decode_times(deployment: Deployment, batch: int | IntArray, context: int | I
     return ideal, stage_times(deployment, stages, deployment.efficiency.shares, parts)
 
 
-def prefill_times(deployment: Deployment, tokens: int) -> tuple[StepTime, StepTime]:
-    """Time to prefill one prompt on idle devices, ideal and expected [s]."""
-    stages = prefill_operators(deployment, tokens)
-    ideal = stage_times(deployment, stages, IDEAL)
-    return ideal, stage_times(deployment, stages, deployment.efficiency.prompt)
+def prefill_times(deployment: Deployment, tokens: int, sequences: int = 1) -> tuple[StepTime, StepTime]:
+    """Time to prefill prompts of so many tokens together on idle devices, ideal and expected [s].
+
+    With several pipeline stages the prompts are cut into as many equal parts, which follow one another through the stages.
+    """
+    stages = prefill_operators(deployment, tokens, sequences)
+    parts = min(sequences, deployment.pp)
+    ideal = stage_times(deployment, stages, IDEAL, parts, steady=False)
+    return ideal, stage_times(deployment, stages, deployment.efficiency.prompt, parts, steady=False)
 
 
 def expected_step_s(deployment: Deployment, batch: int, context: int) -> float:
@@ -94,15 +98,17 @@ def interval_s(deployment: Deployment, step_s: Numbers, ideal_s: Numbers) -> tup
 
 
 BLOCK_SCALED = "fp8-block128"
-"""Weights whose activations are quantised on the fly, block by block; 8-bit experts are all taken to be, as released ones are."""
+"""Weights whose activations are quantised on the fly, block by block; so are 8-bit experts, as released."""
 
 Stages = list[tuple[list[Operator], int]]
 """Operators of each stage, like stages once with their number."""
 
 
-def stage_times(deployment: Deployment, stages: Stages, shares: Shares, parts: Numbers = 1) -> StepTime:
-    """Time of work that passes through the stages in so many parts."""
-    return add_stages([(step_time(operators, deployment.gpu, shares), n) for operators, n in stages], parts)
+def stage_times(
+    deployment: Deployment, stages: Stages, shares: Shares, parts: Numbers = 1, steady: bool = True
+) -> StepTime:
+    """Time of work that passes through the stages in so many parts; see `roofline.add_stages`."""
+    return add_stages([(step_time(operators, deployment.gpu, shares), n) for operators, n in stages], parts, steady)
 
 
 def decode_operators(d: Deployment, batch: Numbers | IntArray, context: Numbers | IntArray) -> Stages:
@@ -115,14 +121,17 @@ def decode_operators(d: Deployment, batch: Numbers | IntArray, context: Numbers 
     ]
 
 
-def prefill_operators(d: Deployment, tokens: int) -> Stages:
-    """Work of prefilling one prompt, stage by stage; like stages once, with their number.
+def prefill_operators(d: Deployment, tokens: int, sequences: int = 1) -> Stages:
+    """Work of prefilling one part of the prompts together, stage by stage; like stages once, with their number.
 
     The prompt of an encoder-decoder is its source; the decoder starts from one token.
     """
-    prompt = 1.0 if d.model.encoder else float(tokens)
+    prompt, part = 1.0 if d.model.encoder else float(tokens), sequences / min(sequences, d.pp)
     return [
-        (prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens) + _further(d, stage), times)
+        (
+            prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens, part) + _further(d, stage),
+            times,
+        )
         for stage, times in _distinct(d.stages)
     ]
 

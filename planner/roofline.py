@@ -1,8 +1,8 @@
 """Work to time on a device.
 
-An operator moves its bytes while it does its arithmetic (Williams, Waterman and Patterson 2009, CACM 52(4), "Roofline"), each
-at the share of peak that is achieved; where both take about as long, neither hides the other wholly, which a soft maximum
-says. What is sent and what every kernel costs at least come on top:
+An operator moves its bytes while it does its arithmetic (Williams, Waterman and Patterson 2009, CACM 52(4), "Roofline"),
+each at the share of peak that is achieved; where both take about as long, neither hides the other wholly, which a soft
+maximum says. What is sent and what every kernel costs at least come on top:
 
     t = soft(bytes / (memory * bandwidth), flops / (compute * peak)) + sent / (link * link_bandwidth) + launches * launch_s
     soft(a, b) = (a^4 + b^4)^(1/4)
@@ -169,18 +169,22 @@ def _nothing(amount: Numbers) -> bool:
     return isinstance(amount, float) and amount == 0.0
 
 
-def add_stages(times: Sequence[tuple[StepTime, int]], parts: Numbers = 1) -> StepTime:
+def add_stages(times: Sequence[tuple[StepTime, int]], parts: Numbers = 1, steady: bool = True) -> StepTime:
     """Pipeline stages, each given with the number of its like, that ``parts`` of a batch pass through.
 
     A part is done after all stages, and the next round of it cannot start before the slowest stage has served every part:
 
         step = max(sum of stages, parts * slowest stage)
+
+    Unless the round is one of many (``steady``), it is over when its last part is through:
+
+        step = sum of stages + (parts - 1) * slowest stage
     """
     if len(times) == 1 and times[0][1] == 1:
         return times[0][0]
     through = sum(count * time.step_s for time, count in times)
     slowest = functools.reduce(np.maximum, [time.step_s for time, _ in times])
-    waits = np.maximum(1.0, parts * slowest / through)
+    waits = np.maximum(1.0, parts * slowest / through) if steady else 1.0 + (parts - 1) * slowest / through
     return StepTime(
         step_s=through * waits,
         parts=tuple(sum(n * time.parts[i] for time, n in times) * waits for i in range(len(BOUNDS))),

@@ -4,10 +4,11 @@ Under continuous batching with chunked prefill, a request's decode steps carry t
 ``O`` tokens, each of the other ``n - 1`` requests of its data-parallel group is prefilled once:
 
     TPOT = D + (n - 1) / O * P+
-    TTFT = D + first + P1                in the steady state; in a run of R rounds that starts all at once, + (n - 1) / (2 R) * P1
+    TTFT = D + first + P1
 
-``D`` is a decode step of all requests at their mean length, ``P1`` a prompt on its own and ``P+`` what it adds to steps that
-read the weights anyway. Requests beyond what the cache holds wait until others are done. At a request rate, the number in
+In a run of ``R`` rounds that starts all at once, ``(n - 1) / (2 R) * P1`` comes on top. ``D`` is a decode step of all
+requests at their mean length, ``P1`` a prompt on its own and ``P+`` what it adds to steps that read the weights anyway.
+Requests beyond what the cache holds wait until others are done. At a request rate, the number in
 the system follows from Little's law (Little 1961, Operations Research 9(3)), and a prompt waits for others as in a queue of
 random arrivals with equal service (Pollaczek 1930, Khinchine 1932): ``u / (2 (1 - u)) * P1`` at utilisation ``u``.
 
@@ -169,7 +170,7 @@ class _Times:
 
 def _times(d: Deployment, load: Load, running: Numbers, shares: Shares, of_prompt: Shares) -> _Times:
     decoding = decoding_operators(d, running, load.input_tokens + load.output_tokens / 2)
-    prompt = prompt_operators(d, load.new_tokens)
+    prompt = prefill_operators(d, load.new_tokens, d.sharding.dp)  # all groups at once: they share the experts
     beside = [(_beside(ops, steps), n) for (ops, n), (steps, _) in zip(prompt, decoding, strict=True)]
     return _Times(
         step=stage_times(d, decoding, shares, np.minimum(running, d.pp)),
@@ -192,9 +193,13 @@ def decoding_operators(d: Deployment, running: Numbers, context: float) -> Stage
     layers = d.model.drafter.layers / d.model.layers if d.model.drafter else 0.0
     once = decode_operators(d, running, context)
     return [
-        ([replace(op, cache_bytes=op.cache_bytes / (1 + drafts)) for op in ops] + [_scaled(op, drafts * layers) for op in own], n)
-        for (ops, n), (own, _) in zip(stages, once, strict=True)
-    ]  # fmt: skip
+        (
+            [replace(op, cache_bytes=op.cache_bytes / (1 + drafts)) for op in operators]
+            + [_scaled(op, drafts * layers) for op in own],
+            n,
+        )
+        for (operators, n), (own, _) in zip(stages, once, strict=True)
+    ]
 
 
 def _scaled(op: Operator, by: float) -> Operator:
@@ -202,15 +207,6 @@ def _scaled(op: Operator, by: float) -> Operator:
         op, flops=by * op.flops, weight_bytes=by * op.weight_bytes, cache_bytes=by * op.cache_bytes,
         sent_bytes=by * op.sent_bytes, launches=by * op.launches,
     )  # fmt: skip
-
-
-def prompt_operators(d: Deployment, tokens: int) -> Stages:
-    """Work of a prompt on each data-parallel group; they share the experts, which see the prompts of all."""
-    dp = d.sharding.dp
-    return [
-        ([replace(op, flops=dp * op.flops) if op.grouped else op for op in ops], n)
-        for ops, n in prefill_operators(d, tokens)
-    ]
 
 
 def _beside(prompt: list[Operator], step: list[Operator]) -> list[Operator]:
@@ -228,7 +224,7 @@ def serve_at_rate(d: Deployment, load: Load, requests_per_s: float) -> tuple[flo
     with as many requests as the engine runs at once, and below what its prefill alone could do.
     """
     most = min(room(d, load), float(d.setup.sequences * d.sharding.dp or np.inf), GRID[-1])
-    grid = np.append(GRID[GRID < most], most)
+    grid = np.append(GRID[most > GRID], most)
     steady = serve(d, replace(load, concurrency=grid, rounds=float("inf")))
     rates = np.maximum.accumulate(np.broadcast_to(steady.requests_per_s, grid.shape))
     highest = float(min(rates[-1], d.sharding.dp / np.max(steady.prompt_s)))
@@ -247,13 +243,13 @@ def serve_apart(
 ) -> Serving:
     """Prefill and decode on workers apart; the concurrency is a scalar.
 
-    A decode worker holds ``n`` sequences and makes ``n / (O D(n))`` requests a second. What the prefill workers can do bounds
-    the sum over workers, and those that decode and those that are being prefilled are all there are. Moving the cache from
-    one to the other is taken to be hidden.
+    A decode worker holds ``n`` sequences and makes ``n / (O D(n))`` requests a second. What the prefill workers can do
+    bounds the sum over workers, and those that decode and those that are being prefilled are all there are. Moving the
+    cache from one to the other is taken to be hidden.
     """
     asked, output = float(np.max(load.concurrency)), load.output_tokens
     most = min(asked / decode_workers, room(decode, load))
-    grid = np.append(GRID[GRID < most], max(most, 1.0))
+    grid = np.append(GRID[most > GRID], max(most, 1.0))
     prompt = _times(prefill, load, np.asarray(1.0), prefill.efficiency.shares, prefill.efficiency.prompt)
     found = serve(decode, replace(load, concurrency=grid))
     made = tokens_per_step(decode.setup.draft_tokens, load.acceptance)

@@ -98,9 +98,12 @@ def decode_work(
 
 
 def prefill_work(
-    model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, tokens: float, source: int = 0
-) -> list[Operator]:
-    """Work of prefilling one prompt in one go: ``tokens`` tokens, and ``source`` tokens of an encoder-decoder's source.
+    model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, tokens: float, source: int = 0,
+    sequences: float = 1.0,
+) -> list[Operator]:  # fmt: skip
+    """Work of prefilling prompts in one go: ``tokens`` tokens, and ``source`` tokens of an encoder-decoder's source, each.
+
+    ``sequences`` prompts read the weights once between them; each attends to its own tokens only.
 
     Causal attention compares each token with itself and those before it that the row keeps and reads. A layer of fixed
     state updates it with every token on chip and writes it once. Only the last token's logits are computed. An encoder
@@ -108,6 +111,7 @@ def prefill_work(
     values once.
     """
     found, tp = [], sharding.tp
+    local = float(np.ceil(sequences / sharding.dp))  # prompts of one data-parallel group
     for group, count in stage.groups:
         for row in group.attention:
             written = flops = 0.0
@@ -116,20 +120,23 @@ def prefill_work(
                 flops += pairs * c.prefill_flops
                 if c.owned:
                     written += float(c.entry_bytes(precision.kv)) * (source if row.attends_source else tokens) / c.every
-            found.append(_attention_of(count, flops, written))
+            found.append(_attention_of(count, local * flops, local * written))
         if group.state:
             state_bytes = float(group.state.state_bytes(tp))
-            found.append(_attention_of(count, tokens * group.state.update_flops(tp), state_bytes))
+            found.append(_attention_of(count, local * tokens * group.state.update_flops(tp), local * state_bytes))
         if any(t.role is Role.SOURCE for t in group.tensors):
-            found.append(_linear("cross-attention", group.tensors, count, Role.SOURCE, precision, sharding, source, 1))
-        found += _layer(model, group, count, precision, sharding, tokens, tokens, model.parallel)
+            seen = local * source
+            found.append(_linear("cross-attention", group.tensors, count, Role.SOURCE, precision, sharding, seen, 1))
+        new, everywhere = local * tokens, sequences * tokens
+        found += _layer(model, group, count, precision, sharding, new, everywhere, model.parallel)
     if stage.first and model.encoder:
         for group in model.encoder_groups:
             pairs = float(source) * source
             work = sum(pairs * c.prefill_flops for row in group.attention for c in row.cached(tp))
-            found.append(_attention_of(group.count, work, 0.0))
-            found += _layer(model, group, group.count, precision, sharding, source, source, model.encoder.parallel)
-    return found + _ends(model, stage, precision, sharding, tokens, 1.0)
+            found.append(_attention_of(group.count, local * work, 0.0))
+            new, everywhere = local * source, sequences * source
+            found += _layer(model, group, group.count, precision, sharding, new, everywhere, model.encoder.parallel)
+    return found + _ends(model, stage, precision, sharding, local * tokens, local)
 
 
 def _layer(
@@ -179,7 +186,7 @@ favourites. Fitted to serving measurements of five models with experts, 0.72 to 
 
 
 def expected_experts(experts: int, top_k: int, tokens: Numbers, skew: float = 1.0) -> Numbers:
-    """Distinct experts that ``tokens`` tokens reach when each picks ``top_k`` at random, or less at random with ``skew`` < 1.
+    """Distinct experts that ``tokens`` tokens reach when each picks ``top_k`` at random; less so with ``skew`` < 1.
 
     An expert is missed by one token with probability ``1 - top_k / experts`` and by all with that to the power ``tokens``;
     a token after the first counts as ``skew`` of one.
