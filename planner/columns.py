@@ -7,7 +7,9 @@ from typing import Literal
 
 from planner.units import format_bytes, format_count, format_seconds, format_tokens
 
-Unit = Literal["", "B", "s", "tokens", "sequences", "tokens/s", "FLOP/B", "count", "number", "x", "%", "B/s", "FLOP/s"]
+Unit = Literal[
+    "", "B", "s", "tokens", "sequences", "tokens/s", "FLOP/B", "count", "number", "rate", "x", "%", "B/s", "FLOP/s"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ class Column:
             case "count":
                 return format_count(value)
             case "number":
-                return f"{value:,}"
+                return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+            case "rate":
+                return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
             case "%":
                 return (
                     f"{value:+.1%}"
@@ -102,6 +106,23 @@ SWEEP_COLUMNS = (
     Column("arithmetic_intensity_flop_per_byte", "FLOP/B", "FLOP/B"),
 )
 
+LOAD_COLUMNS = (
+    Column("input_tokens", "Input", "tokens"),
+    Column("output_tokens", "Output", "tokens"),
+    Column("running", "Running", "number"),
+    Column("ttft_ideal_s", "Ideal TTFT", "s"),
+    Column("ttft_s", "TTFT", "s"),
+    Column("ttft_low_s", "low", "s"),
+    Column("ttft_high_s", "high", "s"),
+    Column("tpot_ideal_s", "Ideal TPOT", "s"),
+    Column("tpot_s", "TPOT", "s"),
+    Column("tpot_low_s", "low", "s"),
+    Column("tpot_high_s", "high", "s"),
+    Column("requests_per_s", "Requests/s", "rate"),
+    Column("tokens_per_s_per_gpu", "Tokens/s a GPU", "tokens/s"),
+)
+"""What a sweep over requests has besides; the batch is then the number of requests in the system."""
+
 COMPARE_COLUMNS = (
     Column("attention", "Attention"),
     Column("variant", "Variant"),
@@ -130,6 +151,23 @@ DECODE_COLUMNS = (
     Column("tokens_per_s_per_sequence", "Tok/s each", "tokens/s"),
     Column("tokens_per_s", "Tok/s all", "tokens/s"),
     Column("bound", "Bound by"),
+)
+
+SERVING_COLUMNS = (
+    Column("concurrency", "Requests", "number"),
+    Column("running", "Running", "number"),
+    Column("ideal_ttft_s", "Ideal TTFT", "s"),
+    Column("ttft_s", "TTFT", "s"),
+    Column("ttft_low_s", "Low", "s"),
+    Column("ttft_high_s", "High", "s"),
+    Column("ideal_tpot_s", "Ideal TPOT", "s"),
+    Column("tpot_s", "TPOT", "s"),
+    Column("tpot_low_s", "Low", "s"),
+    Column("tpot_high_s", "High", "s"),
+    Column("requests_per_s", "Requests/s", "rate"),
+    Column("tokens_per_s_per_user", "Tok/s each", "tokens/s"),
+    Column("tokens_per_s_per_gpu", "Tok/s a GPU", "tokens/s"),
+    Column("tokens_per_s", "Tok/s all", "tokens/s"),
 )
 
 BUDGET_COLUMNS = (Column("part", "Part"), Column("bytes", "One GPU", "B"), Column("remark", ""))

@@ -26,6 +26,8 @@ class Quantity:
     substitute: Callable[[Case], str]
     result: Callable[[Plan], float | int | None]
     sources: Callable[[Case], tuple[str, ...]]
+    of_requests: bool = False
+    """Whether the plan has it only where requests are described."""
 
 
 # -- sources -----------------------------------------------------------------------------------------------------------
@@ -57,6 +59,14 @@ def _time_sources(c: Case) -> tuple[str, ...]:
 def _expected_sources(c: Case) -> tuple[str, ...]:
     eff = c.d.efficiency
     return (f"Efficiency ({eff.origin}, {eff.name}): {eff.basis}", *map(str, eff.source), *_time_sources(c))
+
+
+def _serving_sources(c: Case) -> tuple[str, ...]:
+    return (
+        "Little 1961, Operations Research 9(3), doi:10.1287/opre.9.3.383",
+        "Errors on measurements that were not fitted to: 'kvplan validate serving'",
+        *_expected_sources(c),
+    )
 
 
 _CACHE = "sum over attention rows of layers * kv_heads * (key width + value width) * bytes per element"
@@ -198,13 +208,32 @@ QUANTITIES: dict[str, Quantity] = {
         "FLOP of a decode step for each byte read from memory.", "FLOP/B", "sum of flops / sum of bytes",
         lambda c: sub.intensity(c), lambda p: p.decode.arithmetic_intensity, _time_sources,
     ),
-    "ttft_s": Quantity(
+    "prompt_s": Quantity(
         "Expected time to prefill one prompt of the planned context on idle devices.", "s", _STEP,
-        lambda c: sub.ttft(c, c.d.efficiency.prompt), lambda p: p.prefill.ttft_s, _expected_sources,
+        lambda c: sub.prompt(c, c.d.efficiency.prompt), lambda p: p.prefill.prompt_s, _expected_sources,
+    ),
+    "ttft_s": Quantity(
+        "Expected time to the first token of one prompt of the planned context on idle devices.", "s",
+        "prompt_s + first_s + first_kernel_s * kernels of the prompt + step of one sequence", sub.ttft,
+        lambda p: p.prefill.ttft_s, _expected_sources,
+    ),
+    "tpot_s": Quantity(
+        "Expected time per output token under the load: a decode step, and the prompts of the others that it carries.", "s",
+        "(step + (n - 1) / output * what a prompt adds) / tokens a step, n requests on a data-parallel group", sub.tpot,
+        lambda p: p.serving.tpot_s if p.serving else None, _serving_sources, of_requests=True,
+    ),
+    "loaded_ttft_s": Quantity(
+        "Expected time to the first token under the load.", "s",
+        "step + first_s + first_kernel_s * kernels + (1 + prompts ahead) * prompt, and the wait of those that do not fit",
+        sub.loaded_ttft, lambda p: p.serving.ttft_s if p.serving else None, _serving_sources, of_requests=True,
+    ),
+    "requests_per_s": Quantity(
+        "Requests answered a second, by Little's law.", "1/s", "concurrency / (ttft_s + (output - 1) * tpot_s)",
+        sub.requests, lambda p: p.serving.requests_per_s if p.serving else None, _serving_sources, of_requests=True,
     ),
     "ideal_s": Quantity(
         "The limit of prefilling one prompt of the planned context.", "s",
         "sum over operators of max(bytes / bandwidth, flops / peak), or the time on the link where that is longer",
-        lambda c: sub.ttft(c, IDEAL), lambda p: p.prefill.ideal_s, _time_sources,
+        lambda c: sub.prompt(c, IDEAL), lambda p: p.prefill.ideal_s, _time_sources,
     ),
 }  # fmt: skip

@@ -185,12 +185,12 @@ def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool)
         memory=law.memory, narrow=law.narrow, cache=law.cache, compute=law.compute, compute8=law.compute8,
         compute4=law.compute4, grouped=law.grouped, link=law.link, launch_s=setup.kernel_us * MICRO, soft=True,
     )  # fmt: skip
-    which = "devices that it was fitted to" if seen else "devices that were left out of the fit"
+    which = "" if seen else ", of devices left out"
     return Efficiency(
         name=law.name, origin="published" if seen else "generic", shares=shares,
         prompt=replace(shares, link=law.prompt_link, launch_s=law.prompt_kernel_s),
         first_kernel_s=law.first_kernel_s, in_step=law.in_step, interval=interval, first_interval=first,
-        told=f"held 77 to 79 % of measured times per output token of groups that the fit did not see, on {which}",
+        told=f"held 77 to 79 % of measured times that the fit did not see{which}",
         basis=law.basis, source=law.source,
     )  # fmt: skip
 

@@ -254,16 +254,113 @@ class PrefillPlan(Result):
     ----------
     tokens
         Length of the prompt: the planned context, or the source of an encoder-decoder.
-    ttft_s, ideal_s
-        Expected time to the first token, and the limit at full peaks [s].
+    prompt_s, ideal_s
+        Expected time of the prompt itself, and its limit at full peaks [s].
+    ttft_s, interval_s
+        Expected time to the first token, with the engine's part and the step that makes it, and where 80 % of measurements
+        would lie [s].
     origin
-        What the expected time rests on. Its error has not been measured, so there is no interval.
+        What the expected time rests on.
     """
 
     tokens: int
+    prompt_s: float | None
     ttft_s: float | None
+    interval_s: tuple[float, float] | None
     ideal_s: float | None
     origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingPoint(Result):
+    """Latency and throughput with so many requests in the system.
+
+    Attributes
+    ----------
+    concurrency, running
+        Requests in the system, and those whose caches fit at once; the others wait.
+    ttft_s, tpot_s, ideal_ttft_s, ideal_tpot_s
+        Time to the first token and per further token, expected, and the limit at full peaks [s].
+    ttft_interval_s, tpot_interval_s
+        Where 80 % of measurements would lie [s].
+    latency_s
+        From request to last token: ``ttft_s + (output_tokens - 1) * tpot_s`` [s].
+    requests_per_s, tokens_per_s
+        Requests answered, and output tokens of all of them, a second.
+    tokens_per_s_per_gpu, tokens_per_s_per_user
+        Output tokens a second for each GPU and for each request.
+    """
+
+    concurrency: int | float
+    running: int
+    ttft_s: float
+    ideal_ttft_s: float
+    ttft_interval_s: tuple[float, float]
+    tpot_s: float
+    ideal_tpot_s: float
+    tpot_interval_s: tuple[float, float]
+    latency_s: float
+    requests_per_s: float
+    tokens_per_s: float
+    tokens_per_s_per_gpu: float
+    tokens_per_s_per_user: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingPlan(ServingPoint):
+    """What requests would see of the deployment.
+
+    Attributes
+    ----------
+    input_tokens, output_tokens
+        Tokens of a prompt and of an answer.
+    prefix_hits
+        Share of a prompt that the prefix cache has.
+    tokens_per_step
+        Tokens that a step makes for each request: more than one with speculative decoding.
+    rounds
+        Requests of the run for each that is in the system at once; ``None`` in the steady state.
+    asked_requests_per_s, highest_requests_per_s, sustained
+        The rate asked for, the highest there is, and whether the one is below the other; the latency of a rate that is not
+        sustained is that of the highest.
+    room
+        Requests whose caches fit at once; ``None`` where memory sets no limit, or where not even one fits.
+    workers
+        Workers of prefill and of decode, where they are apart.
+    gpus
+        GPUs of all of them.
+    step_s, prompt_s, added_s, first_s
+        The decode step in ``tpot_s``, a prompt on its own, what one adds to the steps that carry it, and what else passes
+        until a first token is out [s].
+    others, ahead, waits
+        Other requests that run on a data-parallel group; prompts that are prefilled before one's own; answers that a request
+        waits for before its own begins.
+    origin
+        What the expected times rest on.
+    by_concurrency
+        The same at other numbers of requests in the system.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    prefix_hits: float
+    tokens_per_step: float
+    rounds: float | None
+    asked_requests_per_s: float | None
+    highest_requests_per_s: float | None
+    sustained: bool
+    room: int | None
+    workers: tuple[int, int] | None
+    gpus: int
+    step_s: float
+    prompt_s: float
+    added_s: float
+    first_s: float
+    others: float
+    ahead: float
+    waits: float
+    origin: str
+    by_concurrency: tuple[ServingPoint, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +387,11 @@ class Remedy(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Result):
-    """Everything `plan` answers. ``launch`` is the engine's command that realises it; ``None`` without one."""
+    """Everything `plan` answers.
+
+    ``serving`` is there where requests were described; ``launch`` is the engine's command that realises the plan, ``None``
+    without one.
+    """
 
     model: ModelFacts
     gpu: GpuFacts
@@ -301,6 +402,7 @@ class Plan(Result):
     decode_by_batch: tuple[DecodePlan, ...]
     crossover: Crossover | None
     prefill: PrefillPlan
+    serving: ServingPlan | None
     frontier: tuple[FrontierPoint, ...]
     launch: str | None
     launch_caveats: tuple[str, ...]

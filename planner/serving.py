@@ -25,7 +25,7 @@ import numpy as np
 
 from planner.cached import UNBOUNDED
 from planner.deployment import Deployment
-from planner.evaluate import Stages, decode_operators, prefill_operators, stage_times
+from planner.evaluate import Stages, decode_operators, decode_times, prefill_operators, stage_times
 from planner.roofline import IDEAL, Shares, StepTime
 from planner.work import Operator
 
@@ -81,8 +81,16 @@ class Serving:
         Time to the first token and per further token, expected, and at full peaks [s].
     step
         The decode step in them.
-    prompt_s
-        A prompt on its own [s].
+    prompt_s, added_s
+        A prompt on its own, and what it adds to the steps that carry it [s].
+    first_s
+        What else passes until a first token is out [s].
+    others
+        Other requests that run on a data-parallel group.
+    ahead
+        Prompts that are prefilled before one's own, on average.
+    waits
+        How many answers a request waits for before its own begins.
     running
         Requests whose cache fits at once.
     requests_per_s
@@ -95,6 +103,11 @@ class Serving:
     ideal_tpot_s: Numbers
     step: StepTime
     prompt_s: Numbers
+    added_s: Numbers
+    first_s: float
+    others: Numbers
+    ahead: Numbers
+    waits: Numbers
     running: Numbers
     requests_per_s: Numbers
 
@@ -122,24 +135,44 @@ def serve(d: Deployment, load: Load) -> Serving:
     in_step = load.one_length and d.setup.prompts_first
     together = d.efficiency.in_step if load.one_length and not in_step else 1.0
     carried = (0.5 if in_step else 1.0) * others / load.output_tokens
-    before = together + (0.5 if in_step else 0.5 / load.rounds) * others
+    ahead = together - 1.0 + (0.5 if in_step else 0.5 / load.rounds) * others
+    waits = np.maximum(asked / running - 1.0, 0.0)
     made = tokens_per_step(d.setup.draft_tokens, load.acceptance)
     time, ideal = (
         _times(d, load, running, *shares) for shares in ((d.efficiency.shares, d.efficiency.prompt), (IDEAL, IDEAL))
     )
     tpot = (time.step.step_s + carried * time.added_s) / made
-    first = time.step.step_s + _first_s(d, time.kernels) + before * time.prompt_s
-    ttft = first + np.maximum(asked / running - 1.0, 0.0) * (load.output_tokens * tpot + first)
+    first_s = _first_s(d, time.kernels)
+    first = time.step.step_s + first_s + (1.0 + ahead) * time.prompt_s
+    ttft = first + waits * (load.output_tokens * tpot + first)
     return Serving(
-        ttft_s=ttft,
-        tpot_s=tpot,
-        ideal_ttft_s=ideal.step.step_s + ideal.prompt_s,
-        ideal_tpot_s=(ideal.step.step_s + carried * ideal.added_s) / made,
-        step=time.step,
-        prompt_s=time.prompt_s,
-        running=running,
+        ttft_s=ttft, tpot_s=tpot, ideal_ttft_s=ideal.step.step_s + ideal.prompt_s,
+        ideal_tpot_s=(ideal.step.step_s + carried * ideal.added_s) / made, step=time.step, prompt_s=time.prompt_s,
+        added_s=time.added_s, first_s=first_s, others=others, ahead=ahead, waits=waits, running=running,
         requests_per_s=asked / (ttft + (load.output_tokens - 1) * tpot),
-    )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """One request on idle devices [s]: its prompt, expected and ideal, and the time to its first token."""
+
+    prompt_s: float
+    ideal_s: float
+    ttft_s: float
+
+
+def first_token(d: Deployment, tokens: int) -> FirstToken:
+    """Time to the first token of one prompt on idle devices: the prompt, what the engine needs besides, and a step."""
+    prompt = prefill_operators(d, tokens)
+    own, ideal = (float(stage_times(d, prompt, shares).step_s) for shares in (d.efficiency.prompt, IDEAL))
+    step = float(decode_times(d, 1, tokens)[1].step_s)
+    return FirstToken(own, ideal, own + _first_s(d, kernels_of(prompt)) + step)
+
+
+def kernels_of(stages: Stages) -> float:
+    """Kernels that work starts."""
+    return sum(n * op.launches for ops, n in stages for op in ops)
 
 
 def tokens_per_step(drafted: int, acceptance: float) -> float:
@@ -176,7 +209,7 @@ def _times(d: Deployment, load: Load, running: Numbers, shares: Shares, of_promp
         step=stage_times(d, decoding, shares, np.minimum(running, d.pp)),
         prompt_s=stage_times(d, prompt, of_prompt).step_s,
         added_s=stage_times(d, beside, of_prompt).step_s / d.pp,
-        kernels=sum(n * op.launches for ops, n in prompt for op in ops),
+        kernels=kernels_of(prompt),
     )
 
 
@@ -217,25 +250,25 @@ def _beside(prompt: list[Operator], step: list[Operator]) -> list[Operator]:
     ]
 
 
-def serve_at_rate(d: Deployment, load: Load, requests_per_s: float) -> tuple[float, Serving] | float:
-    """The number of requests in the system at a request rate, with their latency; or the highest rate that can be sustained.
+def serve_at_rate(d: Deployment, load: Load, requests_per_s: float) -> tuple[float, Serving, float]:
+    """The number of requests in the system at a rate of random arrivals, their latency, and the highest rate.
 
-    Requests come at random times. A rate is sustained if it is below what the deployment serves with its cache full, or
-    with as many requests as the engine runs at once, and below what its prefill alone could do.
+    A rate is sustained if it is below what the deployment serves with its cache full, or with as many requests as the engine
+    runs at once, and below what its prefill alone could do. The answer to a higher one is of that highest rate.
     """
-    most = min(room(d, load), float(d.setup.sequences * d.sharding.dp or np.inf), GRID[-1])
+    most = max(1.0, min(room(d, load), float(d.setup.sequences * d.sharding.dp or np.inf), GRID[-1]))
     grid = np.append(GRID[most > GRID], most)
     steady = serve(d, replace(load, concurrency=grid, rounds=float("inf")))
     rates = np.maximum.accumulate(np.broadcast_to(steady.requests_per_s, grid.shape))
-    highest = float(min(rates[-1], d.sharding.dp / np.max(steady.prompt_s)))
-    if requests_per_s >= highest:
-        return highest
-    at = float(np.interp(requests_per_s, rates, grid)) if requests_per_s > rates[0] else 1.0
-    found = serve(d, replace(load, concurrency=at, rounds=float("inf")))
-    busy = requests_per_s * float(found.prompt_s) / d.sharding.dp
-    ttft = found.ttft_s + busy / (2.0 * (1.0 - busy)) * found.prompt_s
-    held = requests_per_s * float(ttft + (load.output_tokens - 1) * found.tpot_s)
-    return held, replace(found, ttft_s=ttft, requests_per_s=requests_per_s)
+    prefill = d.sharding.dp / float(np.max(steady.prompt_s))
+    highest = min(float(rates[-1]), prefill)
+    served = min(requests_per_s, highest)
+    found = serve(d, replace(load, concurrency=float(np.interp(served, rates, grid)), rounds=float("inf")))
+    busy = min(served / prefill, 0.999)
+    ahead = busy / (2.0 * (1.0 - busy))
+    ttft = found.ttft_s + ahead * found.prompt_s
+    held = served * float(ttft + (load.output_tokens - 1) * found.tpot_s)
+    return held, replace(found, ttft_s=ttft, ahead=ahead, requests_per_s=served), highest
 
 
 def serve_apart(
@@ -269,15 +302,11 @@ def serve_apart(
     at = int(np.max(np.flatnonzero(fits), initial=0))
     tpot, rate = float(steps[at]), float(rates[at])
     ttft = max(own, asked / rate - output * tpot)
-    ideal = _times(decode, load, np.asarray(fine[at]), IDEAL, IDEAL)
-    alone = _times(prefill, load, np.asarray(1.0), IDEAL, IDEAL)
-    return Serving(
-        ttft_s=ttft,
-        tpot_s=tpot,
-        ideal_ttft_s=alone.step.step_s + alone.prompt_s,
-        ideal_tpot_s=ideal.step.step_s / made,
-        step=_times(decode, load, np.asarray(fine[at]), decode.efficiency.shares, decode.efficiency.prompt).step,
-        prompt_s=prompt.prompt_s,
-        running=fine[at] * decode_workers,
+    there = serve(decode, replace(load, concurrency=fine[at]))
+    ideal = _times(prefill, load, np.asarray(1.0), IDEAL, IDEAL)
+    return replace(
+        there, ttft_s=ttft, tpot_s=tpot, ideal_ttft_s=ideal.step.step_s + ideal.prompt_s,
+        ideal_tpot_s=_times(decode, load, np.asarray(fine[at]), IDEAL, IDEAL).step.step_s / made,
+        prompt_s=prompt.prompt_s, added_s=0.0, others=0.0, running=fine[at] * decode_workers,
         requests_per_s=asked / (ttft + (output - 1) * tpot),
-    )
+    )  # fmt: skip

@@ -6,21 +6,22 @@ Each function writes one figure out; `derivations` says what the figure means an
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from planner.attention import AttentionRow
 from planner.budget import LINES, Budget
 from planner.cached import UNBOUNDED, Cached
 from planner.deployment import Deployment
-from planner.evaluate import decode_operators, prefill_operators
+from planner.evaluate import Stages, decode_operators, prefill_operators
 from planner.gpu import GpuSpec
 from planner.memory import weight_bytes
 from planner.packed import WeightedCurve
 from planner.pool import Pool
 from planner.precision import find_format
-from planner.result import Plan
+from planner.result import Plan, ServingPlan
 from planner.roofline import IDEAL, Shares, operator_seconds
+from planner.serving import kernels_of
 from planner.setup import Line
 from planner.stage import Sharding
 from planner.tensors import Role, Tensor, ceil_div
@@ -287,8 +288,44 @@ def step(c: Case, shares: Shares) -> str:
     return f"max({through}, {parts} * max({', '.join([*terms, '0'])}))"
 
 
-def ttft(c: Case, shares: Shares) -> str:
+def ttft(c: Case) -> str:
     if c.p.prefill.ttft_s is None:
+        return "None"
+    one = replace(c, batch=1)
+    return f"{c.p.prefill.prompt_s!r} + {_first(c, prefill_operators(c.d, c.context))} + {step(one, c.d.efficiency.shares)}"
+
+
+def _first(c: Case, prompt: Stages) -> str:
+    """What passes until a first token is out, beside the prompt and a step."""
+    return f"{c.d.setup.first_s:g} + {c.d.efficiency.first_kernel_s:g} * {kernels_of(prompt):g}"
+
+
+def _served(c: Case) -> ServingPlan:
+    if c.p.serving is None:
+        raise ValueError("the plan has no serving figures")
+    return c.p.serving
+
+
+def tpot(c: Case) -> str:
+    s = _served(c)
+    return f"({s.step_s!r} + {s.others!r} / {s.output_tokens} * {s.added_s!r}) / {s.tokens_per_step:g}"
+
+
+def loaded_ttft(c: Case) -> str:
+    s = _served(c)
+    first = f"{s.step_s!r} + {s.first_s!r} + (1 + {s.ahead!r}) * {s.prompt_s!r}"
+    return f"{first} + {s.waits!r} * ({s.output_tokens} * {s.tpot_s!r} + {first})" if s.waits else first
+
+
+def requests(c: Case) -> str:
+    s = _served(c)
+    if s.asked_requests_per_s is not None:
+        return f"min({s.asked_requests_per_s!r}, {s.highest_requests_per_s!r})"
+    return f"{s.concurrency} / ({s.ttft_s!r} + ({s.output_tokens} - 1) * {s.tpot_s!r})"
+
+
+def prompt(c: Case, shares: Shares) -> str:
+    if c.p.prefill.prompt_s is None:
         return "None"
     stages = prefill_operators(c.d, c.context)
     return _sum([_times(n, f"({_stage_step(ops, c.d.gpu, shares)})") for ops, n in stages])

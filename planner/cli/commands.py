@@ -11,9 +11,12 @@ import typer
 
 from planner import __version__
 from planner.cli.options import (
+    Acceptance,
+    Apart,
     AssumeDecoder,
     Attention,
     Batch,
+    Concurrency,
     Context,
     Csv,
     Dp,
@@ -21,15 +24,20 @@ from planner.cli.options import (
     Ep,
     Fraction,
     Gpu,
+    Input,
     Json,
     Kv,
     KvMemory,
     KvShard,
     Md,
     Model,
+    Output,
     PadHeads,
     Pp,
+    PrefixHits,
+    Rate,
     Revision,
+    Rounds,
     SourceTokens,
     Tp,
     Weights,
@@ -52,7 +60,8 @@ _QUANTITIES = (
     "kv_bytes_per_sequence, kv_reserved_bytes_per_sequence, state_bytes_per_sequence, kv_bytes_per_gpu, "
     "budget_bytes_per_gpu, activation_bytes_per_gpu, other_bytes_per_gpu, graph_bytes_per_gpu, kv_pool_bytes_per_gpu, "
     "kv_pool_tokens, max_concurrency, missing_bytes_per_gpu, max_batch, max_context, ideal_step_s, step_s, "
-    "interval_low_s, interval_high_s, tokens_per_s[_per_sequence], arithmetic_intensity, ttft_s, ideal_s, usable_bytes."
+    "interval_low_s, interval_high_s, tokens_per_s[_per_sequence], arithmetic_intensity, prompt_s, ttft_s, ideal_s, "
+    "tpot_s, loaded_ttft_s, requests_per_s, usable_bytes."
 )
 
 
@@ -84,7 +93,15 @@ def plan(
     weights: Weights = None,
     kv: Kv = None,
     context: Context = None,
-    batch: Batch = "1",
+    batch: Batch = None,
+    input: Input = None,
+    output: Output = None,
+    concurrency: Concurrency = None,
+    rate: Rate = None,
+    prefix_hits: PrefixHits = None,
+    acceptance: Acceptance = None,
+    rounds: Rounds = None,
+    apart: Apart = None,
     engine: Engine = "vllm",
     attention: Attention = None,
     memory_fraction: Fraction = None,
@@ -108,7 +125,10 @@ def plan(
         ctx, tp, pp, weights, kv, engine, memory_fraction, kv_memory, source, kv_shard, pad_heads, dp, ep
     )
     spec = _spec(model, revision, assume_decoder)
-    answer = run(spec, gpu, batch=batch, context=context, attention=attention, **options)
+    answer = run(
+        spec, gpu, batch=batch, context=context, attention=attention, input=input, output=output, concurrency=concurrency,
+        rate=rate, prefix_hits=prefix_hits, acceptance=acceptance, rounds=rounds, apart=apart, **options,
+    )  # fmt: skip
 
     def show() -> None:
         from planner.report.terminal import console, show_plan
@@ -135,8 +155,11 @@ def plan(
             *words.facts(answer),
             "".join(words.verdict(answer)),
             *words.pool(answer),
+            *([" ".join(words.serving(answer))] if answer.serving else []),
         ]
-        data.write_markdown(tables.plan_tables(answer), stream, head, words.remarks(answer))
+        data.write_markdown(
+            tables.plan_tables(answer) + tables.serving_tables(answer), stream, head, words.remarks(answer)
+        )
 
     render([(json, lambda stream: stream.write(answer.to_json() + "\n")), (csv, write_csv), (md, write_md)], show)
     return int(check and not answer.memory.fits)
@@ -160,7 +183,7 @@ def compare(
     weights: Weights = None,
     kv: Kv = None,
     context: Context = None,
-    batch: Batch = "1",
+    batch: Batch = None,
     engine: Engine = "vllm",
     memory_fraction: Fraction = None,
     kv_memory: KvMemory = None,
@@ -175,7 +198,7 @@ def compare(
     from planner.verbs.compare import compare as run
 
     options = _options(ctx, tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
-    answer = run(_spec(model, revision, assume_decoder), gpu, attention, batch=batch, context=context, **options)
+    answer = run(_spec(model, revision, assume_decoder), gpu, attention, batch=batch or "1", context=context, **options)
 
     def show() -> None:
         from planner.report.terminal import console, show_comparison
@@ -280,7 +303,11 @@ def explain(
     weights: Weights = None,
     kv: Kv = None,
     context: Context = None,
-    batch: Batch = "1",
+    batch: Batch = None,
+    input: Input = None,
+    output: Output = None,
+    concurrency: Concurrency = None,
+    rate: Rate = None,
     engine: Engine = "vllm",
     attention: Attention = None,
     memory_fraction: Fraction = None,
@@ -298,7 +325,10 @@ def explain(
 
     options = _options(ctx, tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
     spec = _spec(model, revision, assume_decoder)
-    answer = run(spec, gpu, quantity, batch=batch, context=context, attention=attention, **options)
+    answer = run(
+        spec, gpu, quantity, batch=batch, context=context, attention=attention, input=input, output=output,
+        concurrency=concurrency, rate=rate, **options,
+    )  # fmt: skip
 
     def show() -> None:
         from planner.report.terminal import console, show_explanation

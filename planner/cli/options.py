@@ -167,7 +167,39 @@ Context = Annotated[
     str | None,
     typer.Option("--context", "-c", help="Tokens a sequence holds: 8192 or 8k.", rich_help_panel=_WORK),
 ]
-Batch = Annotated[str, typer.Option("--batch", "-b", help="Sequences decoded together.", rich_help_panel=_WORK)]
+Batch = Annotated[
+    str | None,
+    typer.Option("--batch", "-b", help="Sequences decoded together; by default 1.", rich_help_panel=_WORK),
+]
+_LOAD = "Requests: what they would see"
+Input = Annotated[
+    str | None, typer.Option("--input", metavar="N", help="Tokens of a prompt, 1024 or 1k.", rich_help_panel=_LOAD)
+]
+Output = Annotated[
+    str | None, typer.Option("--output", metavar="N", help="Tokens of an answer.", rich_help_panel=_LOAD)
+]
+Concurrency = Annotated[
+    str | None, typer.Option(metavar="N", help="Requests in the system at once.", rich_help_panel=_LOAD)
+]
+Rate = Annotated[str | None, typer.Option(metavar="X", help="Or requests a second.", rich_help_panel=_LOAD)]
+PrefixHits = Annotated[
+    str | None,
+    typer.Option(metavar="SHARE", help="Share of a prompt that the prefix cache has.", rich_help_panel=_LOAD),
+]
+Acceptance = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE", help="Drafted tokens that are accepted, if the engine drafts.", rich_help_panel=_LOAD
+    ),
+]
+Rounds = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Requests of a run for each at once, 10; inf is steady.", rich_help_panel=_LOAD),
+]
+Apart = Annotated[
+    str | None,
+    typer.Option(metavar="P:D", help="Workers of prefill and of decode, where apart: 2:1.", rich_help_panel=_LOAD),
+]
 SourceTokens = Annotated[
     str | None, typer.Option("--source", help="Source tokens of an encoder-decoder.", rich_help_panel=_WORK)
 ]

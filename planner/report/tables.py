@@ -17,15 +17,17 @@ from planner.columns import (
     FRONTIER_COLUMNS,
     GPU_COLUMNS,
     KNOB_COLUMNS,
+    LOAD_COLUMNS,
     LOG_COLUMNS,
     MODEL_COLUMNS,
     REMEDY_COLUMNS,
+    SERVING_COLUMNS,
     SWEEP_COLUMNS,
     Column,
 )
 from planner.memory import cache_curve
 from planner.precision import find_kv
-from planner.result import DecodePlan, Plan
+from planner.result import DecodePlan, Plan, ServingPoint
 from planner.stage import stages_of
 from planner.units import format_gib
 
@@ -86,7 +88,17 @@ def plan_row(plan: Plan) -> Table:
         "decode_tokens_per_s": decode.tokens_per_s,
         "arithmetic_intensity_flop_per_byte": decode.arithmetic_intensity,
     }
-    return Table("Plan", SWEEP_COLUMNS, (row,))
+    if plan.serving is None:
+        return Table("Plan", SWEEP_COLUMNS, (row,))
+    served = plan.serving
+    load = {
+        **_serving_row(served),
+        "input_tokens": served.input_tokens,
+        "output_tokens": served.output_tokens,
+        "ttft_ideal_s": served.ideal_ttft_s,
+        "tpot_ideal_s": served.ideal_tpot_s,
+    }
+    return Table("Plan", SWEEP_COLUMNS + LOAD_COLUMNS, ({**load, **row, "batch": served.concurrency},))
 
 
 def plan_tables(plan: Plan) -> list[Table]:
@@ -100,6 +112,22 @@ def plan_tables(plan: Plan) -> list[Table]:
     budget = Table("Memory of one GPU", BUDGET_COLUMNS, tuple(budget_parts(plan)))
     remedies = [Table("What would make it fit", REMEDY_COLUMNS, _records(plan.remedies))] if plan.remedies else []
     return [budget, *remedies, frontier, decode]
+
+
+def serving_tables(plan: Plan) -> list[Table]:
+    """What requests see, by how many are in the system, where requests were described."""
+    if plan.serving is None or not plan.serving.by_concurrency:
+        return []
+    title = f"Requests of {plan.serving.input_tokens:,} tokens in and {plan.serving.output_tokens:,} out"
+    return [Table(title, SERVING_COLUMNS, tuple(_serving_row(point) for point in plan.serving.by_concurrency))]
+
+
+def _serving_row(point: ServingPoint) -> Record:
+    bounds = {"ttft": point.ttft_interval_s, "tpot": point.tpot_interval_s}
+    return {
+        **point.to_dict(),
+        **{f"{figure}_{end}_s": bounds[figure][i] for figure in bounds for i, end in enumerate(("low", "high"))},
+    }
 
 
 def budget_parts(plan: Plan) -> list[Record]:

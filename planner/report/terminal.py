@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -26,6 +27,7 @@ from planner.report.tables import (
     log_table,
     model_table,
     plan_tables,
+    serving_tables,
 )
 from planner.units import GIB, format_bytes, format_gib, format_tokens
 
@@ -54,6 +56,7 @@ _BAR = {
     "held back": ("·", "bright_black"),
 }
 
+_INTERVALS = {"interval", "ttft", "tpot"}
 _WHOLE = {"option", "engine_option", "flag", "default", "id", "tensor_parallel", "fits"}
 """Columns of text that are never broken, so that they can be read at a glance and copied."""
 
@@ -103,7 +106,14 @@ def show_plan(plan: Plan, out: Console) -> None:
         out.print(Text("Nothing tried makes it fit: formats, 16 times the GPUs, a larger GPU, a shorter context.\n"))
     if any(point.max_batch != 0 for point in plan.frontier):
         out.print(_frontier(frontier, plan.workload.context))
-    out.print(_table(_interval_in_one(decode), f"{plan.workload.batch:,}", tight=out.width < 100))
+    if plan.serving is None:
+        out.print(_table(_interval_in_one(decode), f"{plan.workload.batch:,}", tight=out.width < 100))
+    else:
+        out.print(*(Text(line) for line in words.serving(plan)), sep="\n", end="\n\n")
+    for table in serving_tables(plan):
+        out.print(
+            _table(_served(table, out.width), f"{plan.serving.concurrency:,}" if plan.serving else "", tight=True)
+        )
     out.print(notes(words.remarks(plan)))
 
 
@@ -162,14 +172,29 @@ def _flags_below(table: Table) -> Table:
     return Table(table.title, tuple(c for c in table.columns if c.name != "engine_option"), tuple(rows))
 
 
+def _served(table: Table, width: int) -> Table:
+    """What requests see, with each interval in one column; at smaller widths without what can be derived."""
+    shown = [
+        ("concurrency", "Requests"), ("ttft_s", "TTFT"), ("ttft", "Interval"), ("tpot_s", "TPOT"),
+        ("tpot", "Interval"), ("requests_per_s", "Req/s"), ("tokens_per_s_per_user", "Tok/s each"),
+        ("tokens_per_s_per_gpu", "Tok/s a GPU"),
+    ]  # fmt: skip
+    if width < 90:
+        shown = [pair for pair in shown if pair[0] != "tokens_per_s_per_user"]
+    by_name = {column.name: column for column in table.columns}
+    columns = [replace(by_name[name], label=label) if name in by_name else Column(name, label) for name, label in shown]
+    rows = tuple(
+        {**row, **{f: words.between(row[f"{f}_low_s"], row[f"{f}_high_s"]) for f in ("ttft", "tpot")}}
+        for row in table.rows
+    )
+    return Table(table.title, tuple(columns), rows)
+
+
 def _interval_in_one(table: Table) -> Table:
     """The decode table with low and high in one column: what fits on a screen."""
-    by_name = {column.name: column for column in table.columns}
     rows = []
     for row in table.rows:
-        low, high = by_name["step_low_s"].show(row["step_low_s"]), by_name["step_high_s"].show(row["step_high_s"])
-        number, _, unit = low.rpartition(" ")
-        shown = f"{number if unit == high.rpartition(' ')[2] else low} – {high}"
+        shown = words.between(row["step_low_s"], row["step_high_s"])
         rows.append(
             {**row, "interval": shown, "bound": row["bound"] if row["fits"] else f"{row['bound']}; does not fit"}
         )
@@ -183,7 +208,7 @@ def _table(table: Table, highlight: str = "", tight: bool = False, top: bool = F
     """A table, no number of which is ever cut; ``tight`` breaks headings so that many columns fit."""
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, header_style="", show_edge=False, collapse_padding=tight)
     for column in table.columns:
-        numeric = bool(column.unit) or column.name == "interval"
+        numeric = bool(column.unit) or column.name in _INTERVALS
         grid.add_column(
             column.label.replace(" ", "\n", 1) if tight else column.label,
             justify="right" if numeric else "left",

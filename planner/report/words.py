@@ -103,6 +103,53 @@ def verdict(plan: Plan) -> tuple[str, str]:
     return "FITS", f": {what}. Memory has room for {most} at this context, or for {longest} at this batch{limit}."
 
 
+def serving(plan: Plan) -> Iterator[str]:
+    """What requests see, a line each."""
+    served = plan.serving
+    if served is None:
+        return
+    ask, rate = f"{served.input_tokens:,} tokens in and {served.output_tokens:,} out", served.asked_requests_per_s
+    if rate is not None and not served.sustained:
+        yield (
+            f"{rate:g} requests/s of {ask} CANNOT BE SUSTAINED: the most is {served.highest_requests_per_s:.3g}/s. "
+            "At that rate:"
+        )
+    elif rate is not None:
+        yield (
+            f"At {rate:g} requests/s of {ask} (at most {served.highest_requests_per_s:.3g}/s), "
+            f"{served.concurrency:.3g} in the system:"
+        )
+    else:
+        run = f", in a run of {served.rounds:g} for each" if served.rounds else ""
+        yield f"{served.concurrency:,} requests at once of {ask}{run}:"
+    for name, value, (low, high), ideal in (
+        ("first token", served.ttft_s, served.ttft_interval_s, served.ideal_ttft_s),
+        ("each further token", served.tpot_s, served.tpot_interval_s, served.ideal_tpot_s),
+    ):
+        short = "TTFT" if name == "first token" else "TPOT"
+        yield f"  {short} {format_seconds(value)} ({between(low, high)}; ideal {format_seconds(ideal)}): {name}"
+    yield (
+        f"  {served.requests_per_s:.3g} requests/s · {served.tokens_per_s:,.0f} output tokens/s, "
+        f"{served.tokens_per_s_per_gpu:,.0f} a GPU, {served.tokens_per_s_per_user:,.1f} each"
+    )
+    if served.workers:
+        prefill, decode = (f"{n} worker{'s' * (n > 1)}" for n in served.workers)
+        yield f"  {prefill} for prefill and {decode} for decode, {served.gpus:,} GPUs in all"
+    elif served.running < served.concurrency - 0.5:
+        yield f"  {served.running:,} of them run at once; the cache holds no more, and the others wait."
+
+
+def between(low: float, high: float) -> str:
+    """An interval in one unit where both ends have the same.
+
+    >>> between(0.0012, 0.0031), between(0.00091, 0.0031)
+    ('1.20 – 3.10 ms', '910 µs – 3.10 ms')
+    """
+    first, last = format_seconds(low), format_seconds(high)
+    number, _, unit = first.rpartition(" ")
+    return f"{number if unit == last.rpartition(' ')[2] else first} – {last}"
+
+
 def remarks(plan: Plan) -> Iterator[str]:
     """Where weights stop being the bound, prefill, and the plan's notes."""
     if plan.crossover:
@@ -111,7 +158,11 @@ def remarks(plan: Plan) -> Iterator[str]:
         yield f"From batch {plan.crossover.batch:,} on{beyond}, {plan.crossover.bound} rather than weights bounds the step."
     if plan.prefill.ttft_s is not None and plan.prefill.ideal_s is not None:
         ideal, expected = format_seconds(plan.prefill.ideal_s), format_seconds(plan.prefill.ttft_s)
-        yield f"Prefill of one prompt of {plan.prefill.tokens:,} tokens: {expected} expected, {ideal} ideal."
+        interval = f" ({between(*plan.prefill.interval_s)})" if plan.prefill.interval_s else ""
+        yield (
+            f"First token of one prompt of {plan.prefill.tokens:,} tokens, on idle devices: {expected}{interval}; "
+            f"ideal {ideal}."
+        )
     yield from plan.notes
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from planner.checkpoint.load import load_model
 from planner.derivations import QUANTITIES
@@ -19,7 +19,7 @@ from planner.result import Result
 from planner.settle import deploy
 from planner.substitutions import Case
 from planner.units import format_bytes, format_count, format_seconds
-from planner.verbs.plan import Options, check_batch, check_context, plan
+from planner.verbs.plan import Options, check_batch, plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,10 @@ def quantities() -> tuple[str, ...]:
 
 
 def explain(
-    model: str | Path | ModelSpec, gpu: str | Path | GpuSpec, quantity: str, *, batch: int | str = 1,
-    context: int | str | None = None, attention: str | None = None, **options: Unpack[Options],
+    model: str | Path | ModelSpec, gpu: str | Path | GpuSpec, quantity: str, *, batch: int | str | None = None,
+    context: int | str | None = None, attention: str | None = None, input: int | str | None = None,
+    output: int | str | None = None, concurrency: int | str | None = None, rate: float | str | None = None,
+    **options: Unpack[Options],
 ) -> Explanation:  # fmt: skip
     """Explain one figure of a plan.
 
@@ -61,7 +63,7 @@ def explain(
     ----------
     quantity
         One of `quantities`, such as ``kv_bytes_per_token`` or ``decode.step_s`` (the part before the point may be left out).
-    model, gpu, batch, context, attention, **options
+    model, gpu, batch, context, attention, input, output, concurrency, rate, **options
         As in `plan`.
 
     Raises
@@ -74,14 +76,18 @@ def explain(
     ('80 * 8 * (128 + 128) * 2', 327680)
     """
     section, _, name = str(quantity).strip().lower().rpartition(".")
-    if name not in QUANTITIES or section not in ("", "model", "gpu", "memory", "decode", "prefill"):
+    if name not in QUANTITIES or section not in ("", "model", "gpu", "memory", "decode", "prefill", "serving"):
         raise unknown_name("quantity", str(quantity), QUANTITIES, "'kvplan explain --help' lists them all")
     spec = load_model(model)
     spec = spec.with_attention(attention) if attention is not None else spec
-    tokens, sequences = check_context(spec, context), check_batch(batch)
-    answer = plan(spec, gpu, batch=sequences, context=tokens, **options)
-    case = Case(deploy(spec, gpu, context=tokens, batch=sequences, **options), answer, sequences, tokens)
     entry = QUANTITIES[name]
+    if entry.of_requests and concurrency is rate is None:
+        concurrency = 1 if batch is None else batch
+    asked: dict[str, Any] = {"input": input, "output": output, "concurrency": concurrency, "rate": rate}
+    answer = plan(spec, gpu, batch=batch, context=context, **asked, **options)
+    sequences, tokens = answer.workload.batch, answer.workload.context
+    limit = check_batch(batch or concurrency or 1)
+    case = Case(deploy(spec, gpu, context=tokens, batch=limit, **options), answer, sequences, tokens)
     result = entry.result(answer)
     return Explanation(
         quantity=name, meaning=entry.meaning, formula=entry.formula, substituted=entry.substitute(case), result=result,

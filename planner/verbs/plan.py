@@ -16,7 +16,7 @@ from planner.checkpoint.load import load_model
 from planner.deployment import Deployment
 from planner.emit import caveats, launch_command
 from planner.errors import InputError
-from planner.evaluate import OCTAVES, crossover, decode_times, interval_s, prefill_times
+from planner.evaluate import OCTAVES, crossover, decode_times, interval_s
 from planner.gpu import GpuSpec
 from planner.memory import weight_bytes
 from planner.model import ModelSpec
@@ -37,9 +37,11 @@ from planner.result import (
     Workload,
 )
 from planner.roofline import BOUNDS
+from planner.serving import first_token
 from planner.settle import MAX_BATCH, deploy, parse_gpu
 from planner.tensors import Role
 from planner.units import format_count, format_gib, format_tokens, parse_tokens
+from planner.verbs.traffic import plan_requests, read_ask
 
 DEFAULT_CONTEXT = 8192
 
@@ -64,10 +66,13 @@ class Options(TypedDict, total=False):
 
 
 def plan(
-    model: str | Path | ModelSpec, gpu: str | Path | GpuSpec, *, batch: int | str = 1, context: int | str | None = None,
-    attention: str | None = None, **options: Unpack[Options],
+    model: str | Path | ModelSpec, gpu: str | Path | GpuSpec, *, batch: int | str | None = None,
+    context: int | str | None = None, attention: str | None = None, input: int | str | None = None,
+    output: int | str | None = None, concurrency: int | str | None = None, rate: float | str | None = None,
+    prefix_hits: float | str | None = None, acceptance: float | str | None = None, rounds: float | str | None = None,
+    apart: str | None = None, **options: Unpack[Options],
 ) -> Plan:  # fmt: skip
-    """Plan a model on GPUs: memory, the largest batch and context that fit, and the decode step.
+    """Plan a model on GPUs: memory, the largest batch and context that fit, the decode step, and what requests would see.
 
     Parameters
     ----------
@@ -76,9 +81,12 @@ def plan(
     gpu
         Id or alias, with a count for a replica of several: ``"4xh100"``.
     batch
-        Sequences decoded together.
+        Sequences decoded together; by default one, or the requests that run at once.
     context
-        Tokens that each sequence holds, such as ``8192`` or ``"8k"``; by default 8,192 or the model's limit.
+        Tokens that each sequence holds, such as ``8192`` or ``"8k"``; by default 8,192 or the model's limit, or the tokens
+        of a prompt and its answer.
+    input, output, concurrency, rate, prefix_hits, acceptance, rounds, apart
+        What requests ask for; see `planner.verbs.traffic.read_ask`. Any of them gives the plan its ``serving``.
     attention
         What if: ``mha``, ``gqa[:N]``, ``mqa`` or ``mla[:RANK]`` instead of the model's own attention.
     **options
@@ -103,9 +111,16 @@ def plan(
     spec = load_model(model)
     if attention is not None:
         spec = spec.with_attention(attention)
-    tokens = check_context(spec, context)
-    sequences = check_batch(batch)
+    ask = read_ask(
+        None if context is None else check_context(spec, context), input=input, output=output, concurrency=concurrency,
+        rate=rate, prefix_hits=prefix_hits, acceptance=acceptance, rounds=rounds, apart=apart,
+    )  # fmt: skip
+    tokens = check_context(spec, ask.tokens if ask and context is None else context)
+    sequences = check_batch(batch if batch is not None else (ask and ask.concurrency) or 1)
     deployment = deploy(spec, gpu, context=tokens, batch=sequences, **options)
+    serving = plan_requests(deployment, ask) if ask else None
+    if serving and batch is None:
+        sequences = max(1, serving.running)
     decodes, crossing = _decode(deployment, sequences, tokens)
     memory = _memory(deployment, sequences, tokens)
     return Plan(
@@ -118,6 +133,7 @@ def plan(
         decode_by_batch=decodes,
         crossover=crossing,
         prefill=_prefill(deployment, tokens),
+        serving=serving,
         frontier=tuple(_frontier(deployment, tokens)),
         launch=_launch(deployment, model, sequences, tokens),
         launch_caveats=tuple(caveats(deployment)),
@@ -267,11 +283,14 @@ def _decode(d: Deployment, batch: int, context: int) -> tuple[tuple[DecodePlan, 
 def _prefill(d: Deployment, context: int) -> PrefillPlan:
     tokens = d.source_tokens if d.model.encoder else context
     known = d.gpu.compute_rate(d.precision.weights[Role.FFN].compute) is not None
-    ideal, expected = prefill_times(d, context)
+    found = first_token(d, context)
+    low, high = d.efficiency.first_interval
     return PrefillPlan(
         tokens=tokens,
-        ttft_s=float(expected.step_s) if known else None,
-        ideal_s=float(ideal.step_s) if known else None,
+        prompt_s=found.prompt_s if known else None,
+        ttft_s=found.ttft_s if known else None,
+        interval_s=(max(found.ttft_s * low, found.ideal_s), found.ttft_s * high) if known else None,
+        ideal_s=found.ideal_s if known else None,
         origin=d.efficiency.origin,
     )
 

@@ -1,0 +1,1 @@
+"""Measure this machine with torch, and hold the prediction against it."""

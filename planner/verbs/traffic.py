@@ -1,0 +1,225 @@
+"""What requests would see of a deployment: latency and throughput at a concurrency or a request rate, with intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+import numpy as np
+
+from planner.deployment import Deployment
+from planner.errors import InputError
+from planner.result import ServingPlan, ServingPoint
+from planner.serving import Load, Serving, room, serve, serve_apart, serve_at_rate, tokens_per_step
+from planner.settle import MAX_BATCH, MAX_GPUS
+from planner.units import parse_fraction, parse_tokens
+
+INPUT_TOKENS, OUTPUT_TOKENS = 1024, 1024
+ROUNDS = 10.0
+"""Requests of a benchmark run for each that is in the system at once, as InferenceMAX has them."""
+MAX_RATE = 1e9
+RUNGS = 8
+
+
+class Requests(TypedDict, total=False):
+    """Options of `plan` that say what is asked of a deployment; see `read_ask`."""
+
+    input: int | str | None
+    output: int | str | None
+    concurrency: int | str | None
+    rate: float | str | None
+    prefix_hits: float | str | None
+    acceptance: float | str | None
+    rounds: float | str | None
+    apart: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What requests ask for, read and checked: a load, at a number of them at once or at so many a second.
+
+    ``workers`` are those of prefill and of decode where they are apart.
+    """
+
+    load: Load
+    concurrency: int | None
+    requests_per_s: float | None
+    workers: tuple[int, int] | None
+
+    @property
+    def tokens(self) -> int:
+        """What a sequence holds in the end."""
+        return self.load.input_tokens + self.load.output_tokens
+
+
+def read_ask(
+    context: int | None, *, input: int | str | None = None, output: int | str | None = None,
+    concurrency: int | str | None = None, rate: float | str | None = None, prefix_hits: float | str | None = None,
+    acceptance: float | str | None = None, rounds: float | str | None = None, apart: str | None = None,
+) -> Ask | None:  # fmt: skip
+    """Read what is asked of a deployment; ``None`` if nothing is.
+
+    Parameters
+    ----------
+    context
+        Tokens that a sequence holds in the end, where they were given: the prompt is what the answer leaves of them.
+    input, output
+        Tokens of a prompt and of an answer; 1,024 by default, the answer at most half of the context.
+    concurrency, rate
+        Requests in the system at once, or a second; one request at once by default.
+    prefix_hits
+        Share of a prompt that the prefix cache has already.
+    acceptance
+        Probability that a drafted token is accepted, where the engine is set to draft.
+    rounds
+        Requests of a run for each that is in the system at once, all of which come together at first: 10 by default, as in
+        benchmarks; ``"inf"`` for the steady state.
+    apart
+        Workers of prefill and of decode, ``"2:1"``, each a replica of the deployment.
+
+    Raises
+    ------
+    InputError
+        If a number is impossible or two of them contradict each other.
+    """
+    if all(value is None for value in (input, output, concurrency, rate, prefix_hits, acceptance, rounds, apart)):
+        return None
+    if concurrency is not None and rate is not None:
+        raise InputError("--concurrency and --rate both say how much is asked; give one of the two")
+    if apart is not None and rate is not None:
+        raise InputError("workers apart are planned at a --concurrency; leave --rate out")
+    short = OUTPUT_TOKENS if context is None else min(OUTPUT_TOKENS, max(1, context // 2))
+    answer = short if output is None else parse_tokens(output, "output length")
+    if input is not None:
+        prompt = parse_tokens(input, "input length")
+    else:
+        prompt = INPUT_TOKENS if context is None else context - answer
+        if prompt < 1:
+            raise InputError(f"an answer of {answer:,} tokens leaves none of the context of {context:,}; give --input")
+    return Ask(
+        Load(
+            prompt, answer,
+            cached_share=0.0 if prefix_hits is None else _share(prefix_hits, "prefix hits"),
+            acceptance=0.0 if acceptance is None else _share(acceptance, "acceptance"),
+            rounds=ROUNDS if rounds is None else _number(rounds, "rounds", math.inf),
+        ),
+        None if concurrency is None else parse_tokens(concurrency, "concurrency", MAX_BATCH),
+        None if rate is None else _number(str(rate).removesuffix("/s"), "rate", MAX_RATE),
+        None if apart is None else _workers(apart),
+    )  # fmt: skip
+
+
+def _share(value: float | str, what: str) -> float:
+    """A share from 0 up to, but not including, 1."""
+    if str(value).strip().rstrip("%") in ("0", "0.0"):
+        return 0.0
+    share = parse_fraction(value, what)
+    if share >= 1.0:
+        raise InputError(f"{what} of {share:g} leaves nothing to do; give less than 1")
+    return share
+
+
+def _number(value: float | str, what: str, most: float) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        raise InputError(f"cannot read {what} {str(value)[:40]!r}; give a number above 0, such as 2.5") from None
+    if not 0.0 < found <= most:
+        raise InputError(f"{what} must be above 0, not {str(value)[:40]}")
+    return found
+
+
+def _workers(text: str) -> tuple[int, int]:
+    prefill, colon, decode = str(text).partition(":")
+    if not colon:
+        raise InputError(f"cannot read {str(text)[:40]!r}; give workers of prefill and of decode, such as 2:1")
+    return parse_tokens(prefill, "prefill workers", MAX_GPUS), parse_tokens(decode, "decode workers", MAX_GPUS)
+
+
+def plan_requests(d: Deployment, ask: Ask) -> ServingPlan:
+    """Latency and throughput of what is asked, and of other numbers of requests at once beside it."""
+    if ask.workers is not None:
+        found = serve_apart(d, d, replace(ask.load, concurrency=float(ask.concurrency or 1)), *ask.workers)
+        return _answer(d, ask, ask.concurrency or 1, found, None, d.count * sum(ask.workers))
+    if ask.requests_per_s is None:
+        found = serve(d, replace(ask.load, concurrency=float(ask.concurrency or 1)))
+        return _answer(d, ask, ask.concurrency or 1, found, None, d.count)
+    at, found, highest = serve_at_rate(d, ask.load, ask.requests_per_s)
+    return _answer(d, ask, at, found, highest, d.count)
+
+
+def _answer(d: Deployment, ask: Ask, at: float, found: Serving, highest: float | None, gpus: int) -> ServingPlan:
+    load, held = ask.load, room(d, ask.load)
+    steady = ask.requests_per_s is not None
+    point = _points(d, load, np.asarray([at]), found, gpus)[0]
+    return ServingPlan(
+        **{name: getattr(point, name) for name in point.__dataclass_fields__},
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
+        prefix_hits=load.cached_share,
+        tokens_per_step=tokens_per_step(d.setup.draft_tokens, load.acceptance),
+        rounds=None if steady or load.rounds == math.inf else load.rounds,
+        asked_requests_per_s=ask.requests_per_s,
+        highest_requests_per_s=highest,
+        sustained=highest is None or (ask.requests_per_s or 0.0) < highest,
+        room=None if held == math.inf else int(held),
+        workers=ask.workers,
+        gpus=gpus,
+        origin=d.efficiency.origin,
+        step_s=float(np.max(found.step.step_s)),
+        first_s=found.first_s,
+        prompt_s=float(np.max(found.prompt_s)),
+        added_s=float(np.max(found.added_s)),
+        others=float(np.max(found.others)),
+        ahead=float(np.max(found.ahead)),
+        waits=float(np.max(found.waits)),
+        by_concurrency=() if ask.workers else _ladder(d, ask, at),
+    )
+
+
+def _ladder(d: Deployment, ask: Ask, at: float) -> tuple[ServingPoint, ...]:
+    """Powers of two up to what fits and is asked for, and these two."""
+    most = min(max(room(d, ask.load), at), MAX_BATCH)
+    if most == math.inf or most == MAX_BATCH:
+        most = max(at, 256.0)
+    rungs = [2.0**i for i in range(21) if 2.0**i < most]
+    if len(rungs) > RUNGS:
+        rungs = [rungs[round(i * (len(rungs) - 1) / (RUNGS - 1))] for i in range(RUNGS)]
+    shown = np.array(sorted({*rungs, math.floor(most), *([at] if ask.concurrency else [])} - {0}), dtype=float)
+    return _points(d, ask.load, shown, serve(d, replace(ask.load, concurrency=shown)), d.count)
+
+
+def _points(d: Deployment, load: Load, at: Any, found: Serving, gpus: int) -> tuple[ServingPoint, ...]:
+    def each(values: Any) -> list[float]:
+        return [float(v) for v in np.broadcast_to(values, at.shape)]
+
+    low, high = d.efficiency.interval
+    first_low, first_high = d.efficiency.first_interval
+    columns = (
+        at,
+        found.running,
+        found.ttft_s,
+        found.ideal_ttft_s,
+        found.tpot_s,
+        found.ideal_tpot_s,
+        found.requests_per_s,
+    )
+    return tuple(
+        ServingPoint(
+            concurrency=int(n) if n == int(n) else n,
+            running=int(running),
+            ttft_s=ttft,
+            ideal_ttft_s=ideal_ttft,
+            ttft_interval_s=(max(ttft * first_low, ideal_ttft), ttft * first_high),
+            tpot_s=tpot,
+            ideal_tpot_s=ideal_tpot,
+            tpot_interval_s=(max(tpot * low, ideal_tpot), tpot * high),
+            latency_s=ttft + (load.output_tokens - 1) * tpot,
+            requests_per_s=rate,
+            tokens_per_s=rate * load.output_tokens,
+            tokens_per_s_per_gpu=rate * load.output_tokens / gpus,
+            tokens_per_s_per_user=1.0 / tpot,
+        )
+        for n, running, ttft, ideal_ttft, tpot, ideal_tpot, rate in zip(*map(each, columns), strict=True)
+    )
