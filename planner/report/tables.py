@@ -23,6 +23,8 @@ from planner.columns import (
     REMEDY_COLUMNS,
     SERVING_COLUMNS,
     SWEEP_COLUMNS,
+    TIME_COLUMNS,
+    TIME_ERROR_COLUMNS,
     Column,
 )
 from planner.memory import cache_curve
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
     from planner.verbs.validate import LogCheck
+    from planner.verbs.validate_times import TimeCheck
 
 Record = Mapping[str, Any]
 
@@ -259,3 +262,15 @@ def capacity_summary(checks: tuple[LogCheck, ...]) -> Table:
     from planner.verbs.validate import summary
 
     return Table("Errors against start-up logs", ERROR_COLUMNS, tuple(row.to_dict() for row in summary(checks)))
+
+
+def times_table(checks: Iterable[TimeCheck]) -> Table:
+    """Every published time, measured against predicted."""
+    return Table("Published times", TIME_COLUMNS, _records(checks))
+
+
+def times_summary(checks: tuple[TimeCheck, ...]) -> Table:
+    """Errors by source, phase, engine and device."""
+    from planner.verbs.validate_times import summary
+
+    return Table("Errors against published times", TIME_ERROR_COLUMNS, _records(summary(checks)))
