@@ -8,7 +8,21 @@ from typing import Literal
 from planner.units import format_bytes, format_count, format_seconds, format_tokens
 
 Unit = Literal[
-    "", "B", "s", "tokens", "sequences", "tokens/s", "FLOP/B", "count", "number", "rate", "x", "%", "B/s", "FLOP/s"
+    "",
+    "B",
+    "s",
+    "tokens",
+    "sequences",
+    "tokens/s",
+    "FLOP/B",
+    "count",
+    "number",
+    "rate",
+    "x",
+    "%",
+    "share",
+    "B/s",
+    "FLOP/s",
 ]
 
 
@@ -37,7 +51,7 @@ class Column:
         ('1.00 GiB', 'yes')
         """
         if value is None:
-            return "no limit" if self.unit in ("tokens", "sequences") else "unknown"
+            return {"tokens": "no limit", "sequences": "no limit", "share": "-"}.get(self.unit, "unknown")
         if isinstance(value, bool):
             return "yes" if value else "no"
         if not isinstance(value, (int, float)):
@@ -67,6 +81,8 @@ class Column:
                     if value < 0 or self.name == "error" or self.name.endswith("_error")
                     else f"{value:.1%}"
                 )
+            case "share":
+                return f"{value:.0%}"
             case "x":
                 return f"{value:,.3g}×"
             case "B/s":
@@ -310,4 +326,26 @@ TIME_COLUMNS = (
     Column("reason", "Not planned because"),
     Column("note", "Note"),
     Column("source", "Source"),
+)
+
+KERNEL_COLUMNS = (
+    Column("kind", "Class"),
+    Column("format", "Format"),
+    Column("runs_in", "Products"),
+    Column("engine", "Engine"),
+    Column("kernel", "Kernel"),
+    Column("windowed", "Window"),
+    Column("degree", "GPUs"),
+    Column("memory", "Memory", "share"),
+    Column("compute", "Compute", "share"),
+    Column("link", "Link", "share"),
+    Column("launch_s", "Least", "s"),
+    Column("points", "Fitted to", "number"),
+    Column("held_out", "Judged on", "number"),
+    Column("mean", "Error: mean", "%"),
+    Column("median", "Error: median", "%"),
+    Column("low", "80 % from", "x"),
+    Column("high", "80 % to", "x"),
+    Column("origin", "Origin"),
+    Column("note", "Note"),
 )

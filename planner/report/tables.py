@@ -16,6 +16,7 @@ from planner.columns import (
     EXPLAIN_COLUMNS,
     FRONTIER_COLUMNS,
     GPU_COLUMNS,
+    KERNEL_COLUMNS,
     KNOB_COLUMNS,
     LOAD_COLUMNS,
     LOG_COLUMNS,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from planner.engine import Engine
     from planner.gpu import GpuSpec
     from planner.model import ModelSpec
+    from planner.verbs.calibrate import KernelFit
     from planner.verbs.checklog import LogReport
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
@@ -274,3 +276,8 @@ def times_summary(checks: tuple[TimeCheck, ...]) -> Table:
     from planner.verbs.validate_times import summary
 
     return Table("Errors against published times", TIME_ERROR_COLUMNS, _records(summary(checks)))
+
+
+def kernel_table(fits: Iterable[KernelFit], title: str) -> Table:
+    """What kernels of a device reach of its peaks."""
+    return Table(title, KERNEL_COLUMNS, _records(fits))

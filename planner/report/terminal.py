@@ -60,7 +60,19 @@ _BAR = {
 }
 
 _INTERVALS = {"interval", "ttft", "tpot"}
-_WHOLE = {"option", "engine_option", "flag", "default", "id", "tensor_parallel", "fits", "phase", "group"}
+_WHOLE = {
+    "option",
+    "engine_option",
+    "flag",
+    "default",
+    "id",
+    "tensor_parallel",
+    "fits",
+    "phase",
+    "group",
+    "kind",
+    "format",
+}
 """Columns of text that are never broken, so that they can be read at a glance and copied."""
 
 
@@ -305,10 +317,43 @@ def show_model(model: ModelSpec, out: Console) -> None:
 
 def show_gpu(gpu: GpuSpec, out: Console) -> None:
     """One GPU file."""
+    from planner.calibrate.model import shipped
+
     peaks = ", ".join(f"{name} {tflops:g}" for name, tflops in gpu.peak_tflops.items()) or "none known"
     rivals = [f"{r.fact}: {r.value:g} according to {r.source}" for r in gpu.rival]
-    lines = [f"Dense peaks [TFLOP/s]: {peaks}", f"Link: {gpu.link.kind}", gpu.note, *map(str, gpu.source), *rivals]
+    timed = f"Its kernels were timed: 'kvplan gpus {gpu.id} --kernels' shows what they reach." * (gpu.id in shipped())
+    lines = [
+        f"Dense peaks [TFLOP/s]: {peaks}",
+        f"Link: {gpu.link.kind}",
+        timed,
+        gpu.note,
+        *map(str, gpu.source),
+        *rivals,
+    ]
     out.print(_card(gpu_table([gpu]), gpu.aliases, lines))
+
+
+def show_kernels(table: Table, lines: Iterable[str], out: Console) -> None:
+    """What kernels and collectives of a device reach of its peaks; at smaller widths with fewer columns."""
+    names = {"kind", "format", "engine", "memory", "compute", "launch_s", "mean"}
+    names |= {"points", "interval"} if out.width >= 100 else set()
+    names |= {"kernel"} if out.width >= MAX_WIDTH else set()
+    columns = [*table.columns, Column("interval", "Interval")]
+    rows = [
+        {
+            **row,
+            "interval": f"{row['low']:.2f} – {row['high']:.2f}×",
+            "kind": row["kind"] + "\nwindowed" * row["windowed"],
+        }
+        for row in table.rows
+    ]
+    for title, alone in ((table.title, True), ("Collectives", False)):
+        shown = names if alone else (names | {"degree", "link"}) - {"format", "memory", "compute"}
+        held = tuple(row for row in rows if (row["degree"] == 1) == alone)
+        if held:
+            kept = tuple(column for column in columns if column.name in shown)
+            out.print(_table(Table(title, kept, held), tight=True, top=True))
+    out.print(notes(lines))
 
 
 def _card(table: Table, aliases: Iterable[str], lines: Iterable[str]) -> RenderableType:
