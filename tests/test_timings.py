@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 
 from planner.calibrate.model import load_kernels, read_kernels
 from planner.calibrate.model import shipped as shipped_kernels
+from planner.calibrate.table import COLUMNS, SHAPES
 from planner.catalog import load_gpu
 from planner.errors import InputError
 from planner.report.tables import kernel_table
 from planner.verbs.calibrate import calibrate, fits, kernels_of
 from tests.test_calibrate import timings
-from tests.test_cli import run
+from tests.test_cli import ROOT, run
 
 
 @pytest.fixture
@@ -113,6 +115,15 @@ def test_bad_input_is_one_line(
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert target.read_text(encoding="utf-8") == "what was there"
+
+
+def test_the_readme_names_every_class_with_its_columns() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    for kind, columns in SHAPES.items():
+        (row,) = [row for row in rows if f"`{kind}`" in row.split("|")[1]]
+        assert re.findall("`([a-z_]+)`", row.split("|")[2]) == list(columns)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{column}`" in text for column in COLUMNS)
 
 
 # --- what is shipped
