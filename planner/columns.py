@@ -8,7 +8,21 @@ from typing import Literal
 from planner.units import format_bytes, format_count, format_seconds, format_tokens
 
 Unit = Literal[
-    "", "B", "s", "tokens", "sequences", "tokens/s", "FLOP/B", "count", "number", "rate", "x", "%", "B/s", "FLOP/s"
+    "",
+    "B",
+    "s",
+    "tokens",
+    "sequences",
+    "tokens/s",
+    "FLOP/B",
+    "count",
+    "number",
+    "rate",
+    "x",
+    "%",
+    "share",
+    "B/s",
+    "FLOP/s",
 ]
 
 
@@ -37,7 +51,7 @@ class Column:
         ('1.00 GiB', 'yes')
         """
         if value is None:
-            return "no limit" if self.unit in ("tokens", "sequences") else "unknown"
+            return {"tokens": "no limit", "sequences": "no limit", "share": "-"}.get(self.unit, "unknown")
         if isinstance(value, bool):
             return "yes" if value else "no"
         if not isinstance(value, (int, float)):
@@ -67,6 +81,8 @@ class Column:
                     if value < 0 or self.name == "error" or self.name.endswith("_error")
                     else f"{value:.1%}"
                 )
+            case "share":
+                return f"{value:.0%}"
             case "x":
                 return f"{value:,.3g}×"
             case "B/s":
@@ -265,4 +281,71 @@ CAPACITY_COLUMNS = (
     Column("tokens_error", "Error", "%"),
     Column("note", "Note"),
     Column("source", "Source"),
+)
+
+TIME_ERROR_COLUMNS = (
+    Column("by", "By"),
+    Column("group", "Times"),
+    Column("count", "Number", "number"),
+    Column("ideal_median", "Ideal: median", "%"),
+    Column("ideal_mean", "Ideal: mean", "%"),
+    Column("median", "Expected: median", "%"),
+    Column("mean", "Expected: mean", "%"),
+    Column("bias_error", "Bias", "%"),
+    Column("inside", "Inside", "%"),
+)
+
+TIME_COLUMNS = (
+    Column("id", "Time"),
+    Column("source_table", "From"),
+    Column("model", "Model"),
+    Column("gpu", "GPU"),
+    Column("gpus", "GPUs"),
+    Column("tensor_parallel", "TP"),
+    Column("pipeline_parallel", "PP"),
+    Column("data_parallel", "DP"),
+    Column("weights", "Weights"),
+    Column("kv", "KV"),
+    Column("engine", "Engine"),
+    Column("version", "Version"),
+    Column("phase", "Phase"),
+    Column("batch", "Batch", "sequences"),
+    Column("input_tokens", "Input", "tokens"),
+    Column("output_tokens", "Output", "tokens"),
+    Column("quantity", "Published"),
+    Column("value", "Value"),
+    Column("measured_s", "Measured", "s"),
+    Column("ideal_s", "Ideal", "s"),
+    Column("expected_s", "Expected", "s"),
+    Column("low_s", "Low", "s"),
+    Column("high_s", "High", "s"),
+    Column("ideal_error", "Ideal error", "%"),
+    Column("error", "Error", "%"),
+    Column("inside", "Inside"),
+    Column("suspect", "Suspect"),
+    Column("reason", "Not planned because"),
+    Column("note", "Note"),
+    Column("source", "Source"),
+)
+
+KERNEL_COLUMNS = (
+    Column("kind", "Class"),
+    Column("format", "Format"),
+    Column("runs_in", "Products"),
+    Column("engine", "Engine"),
+    Column("kernel", "Kernel"),
+    Column("windowed", "Window"),
+    Column("degree", "GPUs"),
+    Column("memory", "Memory", "share"),
+    Column("compute", "Compute", "share"),
+    Column("link", "Link", "share"),
+    Column("launch_s", "Least", "s"),
+    Column("points", "Fitted to", "number"),
+    Column("held_out", "Judged on", "number"),
+    Column("mean", "Error: mean", "%"),
+    Column("median", "Error: median", "%"),
+    Column("low", "80 % from", "x"),
+    Column("high", "80 % to", "x"),
+    Column("origin", "Origin"),
+    Column("note", "Note"),
 )

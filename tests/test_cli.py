@@ -312,3 +312,18 @@ def test_nothing_is_cut_at_any_width(words: tuple[str, ...], width: int) -> None
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= width
     assert "…" not in done.stdout
+
+
+def test_validate_prints_all_or_one() -> None:
+    everything = run("validate")
+    assert "Error of bytes a token" in everything.stdout
+    assert "Error of times, by source" in everything.stdout
+    assert run("validate", "times", "--csv", "-").stdout.count("\n") == 850
+    assert "| source | gpt-fast |" in run("validate", "times", "--md", "-").stdout
+
+
+@pytest.mark.parametrize(("words", "said"), [(["weather"], "capacity or times"), (["--csv", "-"], "say which")])
+def test_validate_refuses(words: list[str], said: str) -> None:
+    done = run("validate", *words)
+    assert done.returncode == 2
+    assert said in done.stderr

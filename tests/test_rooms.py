@@ -19,13 +19,16 @@ ORDER = [
     "checkpoint.safetensors", "checkpoint.hub", "checkpoint.expression", "checkpoint.architecture",
     "checkpoint.template", "checkpoint.modules", "checkpoint.quantization", "checkpoint.reconcile",
     "checkpoint.config", "checkpoint.ggufheader", "checkpoint.ggufparts", "checkpoint.ggufstate",
-    "checkpoint.gguflayer", "checkpoint.gguf", "checkpoint.load", "stage", "memory", "work", "roofline",
-    "setup", "efficiency", "engine", "activations", "copies", "budget", "packed", "pool", "deployment", "settle",
-    "evaluate", "serving", "emit", "lognames", "readings", "result", "remedies", "substitutions", "derivations", "verbs.traffic", "verbs.plan",
-    "verbs.sweep", "verbs.compare", "verbs.explain", "verbs.checklog", "verbs.validate", "bench.naming", "bench.device", "bench.part", "bench.timing", "bench.rig", "bench.attend", "bench.operator", "bench.experts",
-    "bench.attention_operators", "bench.layers", "bench.selection", "bench.profile", "bench.predict", "bench.fit",
-    "bench.memory_check", "bench.run", "bench.entry", "bench.summary", "report.tables", "report.data", "bench.report", "report.words", "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings",
-    "cli.commands", "cli.listings", "cli.checks", "cli.app",
+    "checkpoint.gguflayer", "checkpoint.gguf", "checkpoint.load", "stage", "memory", "work", "roofline", "setup",
+    "efficiency", "engine", "activations", "copies", "budget", "packed", "pool", "deployment", "settle", "evaluate",
+    "serving", "emit", "lognames", "readings", "result", "remedies", "substitutions", "derivations",
+    "verbs.traffic", "verbs.plan", "verbs.sweep", "verbs.compare", "verbs.explain", "verbs.checklog",
+    "verbs.validate", "verbs.validate_times", "verbs.calibrate", "bench.naming", "bench.device", "bench.part",
+    "bench.timing", "bench.rig", "bench.attend", "bench.operator", "bench.experts", "bench.attention_operators",
+    "bench.layers", "bench.selection", "bench.profile", "bench.predict", "bench.fit", "bench.memory_check",
+    "bench.run", "bench.entry", "bench.summary", "report.tables", "report.data", "bench.report", "report.words",
+    "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings", "cli.commands", "cli.listings",
+    "cli.checks", "cli.timings", "cli.app",
 ]  # fmt: skip
 
 

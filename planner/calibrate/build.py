@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 _MOST = 6000
 """Timings that one fit uses; more of them add time and nothing else."""
-_ENOUGH = 24
+ENOUGH = 24
 """Timings of which half can be fitted to."""
 _FEW = 10
 """Fewer long calls than this say nothing of them."""
@@ -119,15 +119,15 @@ def calibrate(
     """
     kernels: list[KernelRow] = []
     links: list[LinkRow] = []
-    for group in (sample(t, gpu, sms, cache_mb) for t in groups if len(t.seconds) >= _ENOUGH):
+    for group in (sample(t, gpu, sms, cache_mb) for t in groups if len(t.seconds) >= ENOUGH):
         if group.timings.kind in COLLECTIVES:
             degrees, counts = np.unique(group.timings.shapes["degree"], return_counts=True)
-            links += [link_row(group, int(d)) for d, n in zip(degrees, counts, strict=True) if n >= _ENOUGH]
+            links += [link_row(group, int(d)) for d, n in zip(degrees, counts, strict=True) if n >= ENOUGH]
         else:
             kernels.append(kernel_row(group))
     if not kernels and not links:
         raise InputError(
-            f"no class and format has {_ENOUGH} timings of {gpu.id}; half are fitted to and half judge the fit"
+            f"no class and format has {ENOUGH} timings of {gpu.id}; half are fitted to and half judge the fit"
         )
     fields = {
         "device": gpu.id, "architecture": gpu.architecture, "origin": origin, "sms": sms, "cache_mb": cache_mb,

@@ -317,6 +317,8 @@ class KernelFile(Row):
 
 
 _FOLDER = Path(__file__).parent.parent / "efficiencies"
+_OTHERS = ("generic", "generic-kernels", "serving")
+"""Files of that folder that are not of one device."""
 
 
 class GenericFile(Row):
@@ -344,7 +346,7 @@ def load_kernels(device: str) -> KernelFile:
 
 def shipped() -> list[str]:
     """Ids of devices with published kernels."""
-    return sorted(p.stem for p in _FOLDER.glob("*.toml") if not p.stem.startswith("generic"))
+    return sorted(p.stem for p in _FOLDER.glob("*.toml") if p.stem not in _OTHERS)
 
 
 @lru_cache(maxsize=1)

@@ -86,6 +86,8 @@ DEFAULTS: dict[str, float] = {
 """What a shape column is where a table leaves it out (the widths of DeepSeek-V3's latent attention, arXiv:2412.19437)."""
 
 _TEXT = ("device", "class", "format", "runs_in", "engine", "kernel")
+_KEYS = ("device", "class", "format")
+"""Text that every row has."""
 _ALL = 2.0**50
 """A window that nothing reaches."""
 
@@ -155,9 +157,12 @@ def check(frame: pd.DataFrame, name: str = "the table") -> pd.DataFrame:
             near = difflib.get_close_matches(str(column), COLUMNS, n=1)
             hint = f"did you mean {near[0]}?" if near else "drop it"
             raise InputError(f"{name} has an unknown column {str(column)[:40]!r}; {hint}")
-    _need(frame, ("device", "class", "format", "time_s"), name, "every table")
+    _need(frame, (*_KEYS, "time_s"), name, "every table")
     if not len(frame):
         raise InputError(f"{name} has no rows; give timings")
+    for column in _KEYS:
+        if blank := int(frame[column].isna().sum()):
+            raise InputError(f"{name} has {blank} rows without a {column}; fill it in or drop them")
     frame = frame.copy()
     for column, value in (("engine", "any"), ("kernel", ""), ("runs_in", "")):
         frame[column] = frame[column].fillna(value) if column in frame else value
@@ -232,6 +237,6 @@ def _shapes(rows: pd.DataFrame, kind: str, name: str) -> dict[str, Vector]:
     window = rows["window"].to_numpy(float)
     shapes["window"] = np.where(window > 0, window, _ALL)
     for column in SHAPES[kind]:
-        if not bool(np.all(shapes[column] > 0)):
+        if not bool(np.all((shapes[column] > 0) & np.isfinite(shapes[column]))):
             raise InputError(f"{name}: {column} of class {kind} is missing or not positive in some row; put it right")
     return shapes

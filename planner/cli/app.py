@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from planner.cli import checks, commands, listings
+from planner.cli import checks, commands, listings, timings
 from planner.cli.settings import EngineCommand
 from planner.errors import KvplanError
 
@@ -44,7 +44,7 @@ app = typer.Typer(
 app.callback()(commands.top)
 for verb in (commands.plan, commands.compare, commands.sweep, commands.explain):
     app.command(cls=EngineCommand)(verb)
-for listing in (listings.models, listings.gpus, listings.engines, listings.card, checks.validate):
+for listing in (listings.models, listings.gpus, listings.engines, listings.card, checks.validate, timings.calibrate):
     app.command()(listing)
 app.command("check-log", cls=EngineCommand)(checks.check_log)
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from planner.cli.options import Csv, Json, Kv, Md, Tp, Weights, complete_engines, complete_gpus, complete_models
 from planner.cli.output import Outputs, render, table_outputs
 from planner.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from planner.report.tables import Table
 
 
 def check_log(
@@ -58,24 +66,60 @@ def check_log(
     render([*outputs, *table_outputs(log_table(answer), None, csv, md)], show)
 
 
+@dataclass(frozen=True)
+class Held:
+    """What was held against published figures: every one, errors by group, and how a person sees them."""
+
+    table: Table
+    summary: Table
+    show: Callable[[Console], None]
+
+
+def _capacity() -> Held:
+    from planner.report.tables import capacity_summary, capacity_table
+    from planner.report.terminal import show_capacity
+    from planner.verbs.validate import capacity
+
+    checks = capacity()
+    return Held(capacity_table(checks), capacity_summary(checks), lambda out: show_capacity(checks, out))
+
+
+def _times() -> Held:
+    from planner.report.tables import times_summary, times_table
+    from planner.report.terminal import show_times
+    from planner.verbs.validate_times import times
+
+    checks = times()
+    return Held(times_table(checks), times_summary(checks), lambda out: show_times(checks, out))
+
+
+FIGURES: dict[str, Callable[[], Held]] = {"capacity": _capacity, "times": _times}
+"""What `validate` can hold against published figures."""
+
+
 def validate(
-    what: Annotated[str, typer.Argument(help="What to hold against published figures: capacity.")] = "capacity",
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"What to hold against published figures: {', '.join(FIGURES)}; all by default.",
+            autocompletion=lambda incomplete: [name for name in FIGURES if name.startswith(incomplete)],
+        ),
+    ] = None,
     json: Json = None,
     csv: Csv = None,
     md: Md = None,
 ) -> None:
     """How far off kvplan has been, against what engines and papers have printed."""
-    from planner.report.tables import capacity_summary, capacity_table
-    from planner.verbs.validate import capacity
+    if what is not None and what not in FIGURES:
+        raise InputError(f"nothing is published of {what[:40]!r}; validate {' or '.join(FIGURES)}")
+    if what is None and (json or csv or md):
+        raise InputError(f"say which figures to write: validate {' or '.join(FIGURES)}")
+    for held in (FIGURES[name]() for name in ([what] if what else FIGURES)):
+        outputs = table_outputs(held.table, json, csv, None)
+        render([*outputs, *table_outputs(held.summary, None, None, md)], partial(_show, held))
 
-    if what != "capacity":
-        raise InputError(f"nothing is published of {what[:40]!r}; validate capacity")
-    checks = capacity()
 
-    def show() -> None:
-        from planner.report.terminal import console, show_capacity
+def _show(held: Held) -> None:
+    from planner.report.terminal import console
 
-        show_capacity(checks, console())
-
-    outputs = table_outputs(capacity_table(checks), json, csv, None)
-    render([*outputs, *table_outputs(capacity_summary(checks), None, None, md)], show)
+    held.show(console())

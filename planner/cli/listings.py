@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,10 @@ from planner.cli.options import (
     complete_models,
 )
 from planner.cli.output import render, table_outputs
+from planner.errors import InputError
+
+if TYPE_CHECKING:
+    from planner.gpu import GpuSpec
 
 
 def models(
@@ -45,6 +49,10 @@ def models(
 
 def gpus(
     name: Annotated[str | None, typer.Argument(help="One GPU, or part of names.", autocompletion=complete_gpus)] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels", help="Show what one GPU's kernels reach of its peaks, and how well it is known."),
+    ] = False,
     json: Json = None,
     csv: Csv = None,
     md: Md = None,
@@ -54,6 +62,9 @@ def gpus(
     from planner.report.tables import gpu_table
 
     found = matching(name, gpu_ids(), load_gpu)
+    if kernels:
+        _kernels(found, json, csv, md)
+        return
 
     def show() -> None:
         from planner.report.terminal import console, show_catalogue, show_gpu
@@ -61,6 +72,27 @@ def gpus(
         show_gpu(found[0], console()) if len(found) == 1 else show_catalogue(gpu_table(found), console())
 
     render(table_outputs(gpu_table(found), json, csv, md), show)
+
+
+def _kernels(found: list[GpuSpec], json: str | None, csv: str | None, md: str | None) -> None:
+    """The kernels of one GPU, or of its architecture."""
+    from planner.report.tables import kernel_table
+    from planner.verbs.calibrate import fits, kernels_of
+
+    if len(found) != 1:
+        raise InputError(
+            f"{len(found)} GPUs have the name; --kernels shows those of one: kvplan gpus h100-sxm --kernels"
+        )
+    file = kernels_of(found[0])
+    whose = found[0].name if file.device else f"{file.architecture} devices, for {found[0].name}"
+    table = kernel_table(fits(file), f"Kernels of {whose}, {file.origin}")
+
+    def show() -> None:
+        from planner.report.terminal import console, show_kernels
+
+        show_kernels(table, map(str, file.source), console())
+
+    render(table_outputs(table, json, csv, md), show)
 
 
 def engines(

@@ -16,6 +16,7 @@ from planner.columns import (
     EXPLAIN_COLUMNS,
     FRONTIER_COLUMNS,
     GPU_COLUMNS,
+    KERNEL_COLUMNS,
     KNOB_COLUMNS,
     LOAD_COLUMNS,
     LOG_COLUMNS,
@@ -23,6 +24,8 @@ from planner.columns import (
     REMEDY_COLUMNS,
     SERVING_COLUMNS,
     SWEEP_COLUMNS,
+    TIME_COLUMNS,
+    TIME_ERROR_COLUMNS,
     Column,
 )
 from planner.memory import cache_curve
@@ -35,10 +38,12 @@ if TYPE_CHECKING:
     from planner.engine import Engine
     from planner.gpu import GpuSpec
     from planner.model import ModelSpec
+    from planner.verbs.calibrate import KernelFit
     from planner.verbs.checklog import LogReport
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
     from planner.verbs.validate import LogCheck
+    from planner.verbs.validate_times import TimeCheck
 
 Record = Mapping[str, Any]
 
@@ -259,3 +264,20 @@ def capacity_summary(checks: tuple[LogCheck, ...]) -> Table:
     from planner.verbs.validate import summary
 
     return Table("Errors against start-up logs", ERROR_COLUMNS, tuple(row.to_dict() for row in summary(checks)))
+
+
+def times_table(checks: Iterable[TimeCheck]) -> Table:
+    """Every published time, measured against predicted."""
+    return Table("Published times", TIME_COLUMNS, _records(checks))
+
+
+def times_summary(checks: tuple[TimeCheck, ...]) -> Table:
+    """Errors by source, phase, engine and device."""
+    from planner.verbs.validate_times import summary
+
+    return Table("Errors against published times", TIME_ERROR_COLUMNS, _records(summary(checks)))
+
+
+def kernel_table(fits: Iterable[KernelFit], title: str) -> Table:
+    """What kernels of a device reach of its peaks."""
+    return Table(title, KERNEL_COLUMNS, _records(fits))

@@ -28,6 +28,8 @@ from planner.report.tables import (
     model_table,
     plan_tables,
     serving_tables,
+    times_summary,
+    times_table,
 )
 from planner.units import GIB, format_bytes, format_gib, format_tokens
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from planner.verbs.explain import Explanation
     from planner.verbs.sweep import Sweep
     from planner.verbs.validate import LogCheck
+    from planner.verbs.validate_times import TimeCheck
 
 MIN_WIDTH, MAX_WIDTH = 60, 120
 
@@ -57,7 +60,19 @@ _BAR = {
 }
 
 _INTERVALS = {"interval", "ttft", "tpot"}
-_WHOLE = {"option", "engine_option", "flag", "default", "id", "tensor_parallel", "fits"}
+_WHOLE = {
+    "option",
+    "engine_option",
+    "flag",
+    "default",
+    "id",
+    "tensor_parallel",
+    "fits",
+    "phase",
+    "group",
+    "kind",
+    "format",
+}
 """Columns of text that are never broken, so that they can be read at a glance and copied."""
 
 
@@ -302,10 +317,43 @@ def show_model(model: ModelSpec, out: Console) -> None:
 
 def show_gpu(gpu: GpuSpec, out: Console) -> None:
     """One GPU file."""
+    from planner.calibrate.model import shipped
+
     peaks = ", ".join(f"{name} {tflops:g}" for name, tflops in gpu.peak_tflops.items()) or "none known"
     rivals = [f"{r.fact}: {r.value:g} according to {r.source}" for r in gpu.rival]
-    lines = [f"Dense peaks [TFLOP/s]: {peaks}", f"Link: {gpu.link.kind}", gpu.note, *map(str, gpu.source), *rivals]
+    timed = f"Its kernels were timed: 'kvplan gpus {gpu.id} --kernels' shows what they reach." * (gpu.id in shipped())
+    lines = [
+        f"Dense peaks [TFLOP/s]: {peaks}",
+        f"Link: {gpu.link.kind}",
+        timed,
+        gpu.note,
+        *map(str, gpu.source),
+        *rivals,
+    ]
     out.print(_card(gpu_table([gpu]), gpu.aliases, lines))
+
+
+def show_kernels(table: Table, lines: Iterable[str], out: Console) -> None:
+    """What kernels and collectives of a device reach of its peaks; at smaller widths with fewer columns."""
+    names = {"kind", "format", "engine", "memory", "compute", "launch_s", "mean"}
+    names |= {"points", "interval"} if out.width >= 100 else set()
+    names |= {"kernel"} if out.width >= MAX_WIDTH else set()
+    columns = [*table.columns, Column("interval", "Interval")]
+    rows = [
+        {
+            **row,
+            "interval": f"{row['low']:.2f} – {row['high']:.2f}×",
+            "kind": row["kind"] + "\nwindowed" * row["windowed"],
+        }
+        for row in table.rows
+    ]
+    for title, alone in ((table.title, True), ("Collectives", False)):
+        shown = names if alone else (names | {"degree", "link"}) - {"format", "memory", "compute"}
+        held = tuple(row for row in rows if (row["degree"] == 1) == alone)
+        if held:
+            kept = tuple(column for column in columns if column.name in shown)
+            out.print(_table(Table(title, kept, held), tight=True, top=True))
+    out.print(notes(lines))
 
 
 def _card(table: Table, aliases: Iterable[str], lines: Iterable[str]) -> RenderableType:
@@ -367,3 +415,31 @@ def show_capacity(checks: tuple[LogCheck, ...], out: Console) -> None:
             out.print(_table(Table(title, columns, rows), tight=True, top=True))
     more = "--csv FILE writes each with its source; validation/README.md says what was held against what"
     out.print(notes([f"{len(checks)} logs; {more}."]))
+
+
+def show_times(checks: tuple[TimeCheck, ...], out: Console) -> None:
+    """How far off kvplan is on published times, and the times that it misses most."""
+    from planner.verbs.validate_times import left_out, misses
+
+    summary = times_summary(checks)
+    hidden = {"by"} if out.width >= 100 else {"by", "ideal_mean", "mean"}
+    columns = tuple(c for c in summary.columns if c.name not in hidden)
+    for by in dict.fromkeys(row["by"] for row in summary.rows):
+        held = tuple(row for row in summary.rows if row["by"] == by)
+        out.print(_table(Table(f"Error of times, by {by}", columns, held), tight=True))
+    names = {"id", "gpu", "phase", "batch", "measured_s", "expected_s", "error"}
+    names |= {"model", "tensor_parallel"} if out.width >= 100 else set()
+    _show_times("The largest misses of each source", misses(checks, 3), names, out)
+    apart = left_out(checks)
+    _show_times("Not counted", apart, {"id", "error", "note"}, out)
+    more = "--csv FILE writes each with its source; validation/README.md says what was held against what"
+    out.print(notes([f"{len(checks)} times, {len(checks) - len(apart)} of them counted; {more}."]))
+
+
+def _show_times(title: str, checks: tuple[TimeCheck, ...], names: set[str], out: Console) -> None:
+    """Some columns of some times; of a note, from what makes the row suspect on."""
+    found = times_table(checks)
+    columns = tuple(c for c in found.columns if c.name in names)
+    rows = [{**row, "note": row["reason"] or row["note"][max(0, row["note"].find("SUSPECT")) :]} for row in found.rows]
+    if rows:
+        out.print(_table(Table(title, columns, tuple(rows)), tight=True, top=True))

@@ -71,11 +71,11 @@ def capacity() -> tuple[LogCheck, ...]:
     >>> len(capacity()) >= 80
     True
     """
-    return tuple(check for row in _rows("engine_logs.csv") if (check := _check(row)))
+    return tuple(check for row in table_rows("engine_logs.csv") if (check := _check(row)))
 
 
 @lru_cache(maxsize=8)
-def _rows(name: str) -> list[dict[str, str]]:
+def table_rows(name: str) -> list[dict[str, str]]:
     """A table of `validation/`, which lies inside the package in a wheel, and beside it in a checkout."""
     inside = _HERE / "validation" / name
     path = inside if inside.is_file() else _HERE.parent / "validation" / name
