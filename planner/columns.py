@@ -295,6 +295,41 @@ TIME_ERROR_COLUMNS = (
     Column("inside", "Inside", "%"),
 )
 
+RUN_ERROR_COLUMNS = (TIME_ERROR_COLUMNS[0], TIME_ERROR_COLUMNS[1], Column("figure", "Figure"), *TIME_ERROR_COLUMNS[2:])
+
+_RUN_FIGURES: tuple[tuple[str, str, Unit], ...] = (
+    ("measured_{}_s", "Measured {}", "s"),
+    ("{}_s", "{}", "s"),
+    ("ideal_{}_s", "Ideal {}", "s"),
+    ("{}_error", "{} error", "%"),
+    ("ideal_{}_error", "Ideal {} error", "%"),
+    ("{}_inside", "{} inside", ""),
+)
+
+RUN_COLUMNS = (
+    Column("id", "Run"),
+    Column("mode", "Workers"),
+    Column("model", "Model"),
+    Column("kind", "Kind"),
+    Column("gpu", "GPU"),
+    Column("gpus", "GPUs"),
+    Column("engine", "Engine"),
+    Column("version", "Version"),
+    Column("weights", "Weights"),
+    Column("input_tokens", "Input", "tokens"),
+    Column("output_tokens", "Output", "tokens"),
+    Column("concurrency", "Requests", "number"),
+    Column("origin", "Origin"),
+    *(
+        Column(name.format(figure), label.format(figure.upper()), unit)
+        for figure in ("ttft", "tpot")
+        for name, label, unit in _RUN_FIGURES
+    ),
+    Column("reason", "Not planned because"),
+    Column("note", "Note"),
+    Column("source", "Source"),
+)
+
 TIME_COLUMNS = (
     Column("id", "Time"),
     Column("source_table", "From"),

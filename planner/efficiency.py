@@ -63,14 +63,17 @@ class Interval(Row):
 
     Attributes
     ----------
+    figure
+        Time per output token or to the first one, with prefill and decode on the same workers or apart.
     experts, engines, seen
-        Models, engines and devices that it is for: with routed experts or without, and whether the device was measured.
+        Models, engines and devices that it is for: with routed experts or without, and whether the device was measured;
+        what is not given is for all.
     """
 
-    figure: Literal["tpot", "ttft"]
+    figure: Literal["tpot", "ttft", "tpot apart", "ttft apart"]
     experts: Flag | None = None
     engines: tuple[Text, ...] = ()
-    seen: Flag
+    seen: Flag | None = None
     low: Positive
     high: Positive
 
@@ -118,10 +121,18 @@ class Law(Row):
             (row.low, row.high)
             for row in self.interval
             if row.figure == figure
-            and row.seen == seen
+            and row.seen in (None, seen)
             and row.experts in (None, experts)
             and (not row.engines or engine in row.engines)
         )
+
+    def wider(self, figure: str, bounds: Bounds) -> Bounds:
+        """An interval that holds another and that of a figure."""
+        return _around(bounds, self.bounds(figure, False, "", False))
+
+
+def _around(one: Bounds, other: Bounds) -> Bounds:
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +148,8 @@ class Efficiency:
     interval, first_interval
         Factors on the expected time of a decode step or per output token, and to the first token, between which 80 % of
         measurements are meant to lie.
+    apart_interval, apart_first_interval
+        The same where prefill and decode have workers of their own.
     origin
         What it rests on: measured, published or generic.
     told
@@ -151,6 +164,8 @@ class Efficiency:
     in_step: float
     interval: Bounds
     first_interval: Bounds
+    apart_interval: Bounds
+    apart_first_interval: Bounds
     told: str
     basis: str
     source: tuple[Source, ...]
@@ -190,6 +205,7 @@ def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool)
         name=law.name, origin="published" if seen else "generic", shares=shares,
         prompt=replace(shares, link=law.prompt_link, launch_s=law.prompt_kernel_s),
         first_kernel_s=law.first_kernel_s, in_step=law.in_step, interval=interval, first_interval=first,
+        apart_interval=law.wider("tpot apart", interval), apart_first_interval=law.wider("ttft apart", first),
         told=f"held 77 to 79 % of measured times that the fit did not see{which}",
         basis=law.basis, source=law.source,
     )  # fmt: skip
@@ -203,16 +219,15 @@ def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bo
         compute4=row.compute * narrowest, grouped=law.grouped, link=row.link,
         launch_s=max(row.launch_s, setup.kernel_us * MICRO), soft=True,
     )  # fmt: skip
-    low, high = row.interval
-    if served:
-        fitted = law.bounds("tpot", experts, engine, False)
-        low, high = min(low, fitted[0]), max(high, fitted[1])
-    first = law.bounds("ttft", experts, engine, False)
+    fitted, first = (law.bounds(figure, experts, engine, False) for figure in ("tpot", "ttft"))
+    interval = _around(row.interval, fitted) if served else row.interval
+    first = _around(interval, first)
     held = f"held {row.coverage:.0%} of {row.held_out} measured steps{row.caveat}" if row.held_out else "is a guess"
     return Efficiency(
         name=row.name, origin="generic", shares=shares, prompt=replace(shares, launch_s=law.prompt_kernel_s),
-        first_kernel_s=law.first_kernel_s if served else row.launch_s, in_step=law.in_step, interval=(low, high),
-        first_interval=(min(low, first[0]), max(high, first[1])), told=held, basis=row.basis, source=row.source,
+        first_kernel_s=law.first_kernel_s if served else row.launch_s, in_step=law.in_step, interval=interval,
+        first_interval=first, apart_interval=law.wider("tpot apart", interval),
+        apart_first_interval=law.wider("ttft apart", first), told=held, basis=row.basis, source=row.source,
     )  # fmt: skip
 
 

@@ -229,6 +229,8 @@ def sweep(
     batch: Annotated[
         str, typer.Option("--batch", "-b", help="Batches: 1,8,64, or 1:512 (every one), 1:512:8, 1:512:x2.")
     ] = "1",
+    input: Input = None,
+    output: Output = None,
     engine: Engine = "vllm",
     memory_fraction: Fraction = None,
     json: Json = None,
@@ -247,6 +249,8 @@ def sweep(
         kv=kv,
         batch=batch,
         context=context,
+        input=input,
+        output=output,
         engine=engine,
         memory_fraction=memory_fraction,
         settings=ctx.meta["settings"],

@@ -22,6 +22,8 @@ from planner.columns import (
     LOG_COLUMNS,
     MODEL_COLUMNS,
     REMEDY_COLUMNS,
+    RUN_COLUMNS,
+    RUN_ERROR_COLUMNS,
     SERVING_COLUMNS,
     SWEEP_COLUMNS,
     TIME_COLUMNS,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
     from planner.verbs.validate import LogCheck
+    from planner.verbs.validate_serving import ServingCheck
     from planner.verbs.validate_times import TimeCheck
 
 Record = Mapping[str, Any]
@@ -276,6 +279,18 @@ def times_summary(checks: tuple[TimeCheck, ...]) -> Table:
     from planner.verbs.validate_times import summary
 
     return Table("Errors against published times", TIME_ERROR_COLUMNS, _records(summary(checks)))
+
+
+def runs_table(checks: Iterable[ServingCheck]) -> Table:
+    """Every serving run, measured against predicted."""
+    return Table("Serving runs", RUN_COLUMNS, _records(checks))
+
+
+def runs_summary(checks: tuple[ServingCheck, ...]) -> Table:
+    """Errors of TPOT and TTFT, by workers, kind of model, engine, device and model."""
+    from planner.verbs.validate_serving import summary
+
+    return Table("Errors against serving runs", RUN_ERROR_COLUMNS, _records(summary(checks)))
 
 
 def kernel_table(fits: Iterable[KernelFit], title: str) -> Table:

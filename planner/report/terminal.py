@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from planner.columns import SWEEP_COLUMNS, Column
+from planner.columns import Column
 from planner.report import words
 from planner.report.tables import (
     Record,
@@ -27,6 +27,8 @@ from planner.report.tables import (
     log_table,
     model_table,
     plan_tables,
+    runs_summary,
+    runs_table,
     serving_tables,
     times_summary,
     times_table,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from planner.verbs.explain import Explanation
     from planner.verbs.sweep import Sweep
     from planner.verbs.validate import LogCheck
+    from planner.verbs.validate_serving import ServingCheck
     from planner.verbs.validate_times import TimeCheck
 
 MIN_WIDTH, MAX_WIDTH = 60, 120
@@ -303,7 +306,16 @@ def show_sweep(table: Sweep, out: Console, rows: int = 20) -> None:
         names |= {"weights", "max_batch", "decode_bound"}
     if out.width >= 120:
         names |= {"kv_bytes_per_sequence", "decode_ideal_step_s"}
-    columns = tuple(c for c in SWEEP_COLUMNS if c.name in names)
+    if table.load is not None:
+        names = names - {
+            "context_tokens",
+            "decode_step_s",
+            "decode_tokens_per_s",
+            "decode_bound",
+            "kv_bytes_per_sequence",
+        }
+        names |= {"ttft_s", "tpot_s", "tokens_per_s_per_gpu"} | ({"running", "requests_per_s"} if out.width >= 100 else set())
+    columns = tuple(c for c in table.columns if c.name in names)
     title = "1 row" if len(table) == 1 else f"{len(table):,} rows"
     out.print(_table(Table(title, columns, tuple(table.head(rows))), tight=True))
     if len(table) > rows:
@@ -434,6 +446,26 @@ def show_times(checks: tuple[TimeCheck, ...], out: Console) -> None:
     _show_times("Not counted", apart, {"id", "error", "note"}, out)
     more = "--csv FILE writes each with its source; validation/README.md says what was held against what"
     out.print(notes([f"{len(checks)} times, {len(checks) - len(apart)} of them counted; {more}."]))
+
+
+def show_runs(checks: tuple[ServingCheck, ...], out: Console) -> None:
+    """How far off kvplan is on serving runs, and the runs that it misses most."""
+    from planner.verbs.validate_serving import misses
+
+    summary = runs_summary(checks)
+    hidden = {"by"} if out.width >= 100 else {"by", "ideal_mean", "mean"}
+    columns = tuple(c for c in summary.columns if c.name not in hidden)
+    for by in dict.fromkeys(row["by"] for row in summary.rows):
+        held = tuple(row for row in summary.rows if row["by"] == by)
+        out.print(_table(Table(f"Error of serving, by {by}", columns, held), tight=True))
+    worst = runs_table(misses(checks, 3))
+    names = {"model", "gpu", "engine", "concurrency", "measured_tpot_s", "tpot_s", "tpot_error"}
+    names |= {"input_tokens", "output_tokens"} if out.width >= 100 else set()
+    columns = tuple(c for c in worst.columns if c.name in names)
+    out.print(_table(Table("The largest misses of each engine", columns, worst.rows), tight=True, top=True))
+    failed = sum(bool(check.reason) for check in checks)
+    more = "--csv FILE writes each with its source; validation/README.md has the errors of runs left out of the fit"
+    out.print(notes([f"{len(checks)} runs, {len(checks) - failed} of them predicted; {more}."]))
 
 
 def _show_times(title: str, checks: tuple[TimeCheck, ...], names: set[str], out: Console) -> None:
