@@ -154,8 +154,9 @@ def test_experts_read_by_decoding_are_not_read_again() -> None:
 
 
 def test_drafting_pays_where_drafts_are_accepted() -> None:
-    drafting = {"settings": {"speculative_config": 1}}
-    plain, drafts = (deployment("deepseek-r1", "8xb200", **options) for options in ({}, drafting))
+    plain, drafts = (
+        deployment("deepseek-r1", "8xb200", settings=settings) for settings in ({}, {"speculative_config": 1})
+    )
     assert drafts.setup.draft_tokens == 1
     load = Load(1024, 1024, 4.0)
     accepted, refused = serve(drafts, replace(load, acceptance=0.9)), serve(drafts, load)
@@ -222,7 +223,9 @@ def test_a_plan_says_what_requests_see() -> None:
     assert served.tokens_per_s == pytest.approx(served.requests_per_s * 500)
     assert served.tokens_per_s_per_gpu == pytest.approx(served.tokens_per_s / 8)
     assert served.latency_s == pytest.approx(served.ttft_s + 499 * served.tpot_s)
-    assert [point.concurrency for point in served.by_concurrency] == sorted({p.concurrency for p in served.by_concurrency})
+    assert [point.concurrency for point in served.by_concurrency] == sorted(
+        {p.concurrency for p in served.by_concurrency}
+    )
     assert served.by_concurrency[0].tpot_s < served.tpot_s
     assert plan("llama3-70b", "8xh100").serving is None
 

@@ -314,7 +314,9 @@ def show_sweep(table: Sweep, out: Console, rows: int = 20) -> None:
             "decode_bound",
             "kv_bytes_per_sequence",
         }
-        names |= {"ttft_s", "tpot_s", "tokens_per_s_per_gpu"} | ({"running", "requests_per_s"} if out.width >= 100 else set())
+        names |= {"ttft_s", "tpot_s", "tokens_per_s_per_gpu"} | (
+            {"running", "requests_per_s"} if out.width >= 100 else set()
+        )
     columns = tuple(c for c in table.columns if c.name in names)
     title = "1 row" if len(table) == 1 else f"{len(table):,} rows"
     out.print(_table(Table(title, columns, tuple(table.head(rows))), tight=True))

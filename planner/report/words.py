@@ -143,7 +143,7 @@ def between(low: float, high: float) -> str:
     """An interval in one unit where both ends have the same.
 
     >>> between(0.0012, 0.0031), between(0.00091, 0.0031)
-    ('1.20 – 3.10 ms', '910 µs – 3.10 ms')
+    ('1.20 – 3.10 ms', '910.0 µs – 3.10 ms')
     """
     first, last = format_seconds(low), format_seconds(high)
     number, _, unit = first.rpartition(" ")
