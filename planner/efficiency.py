@@ -213,11 +213,14 @@ def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool)
 
 def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bool) -> Efficiency:
     served = setup.kernel_us > 0
+    floor = row.launch_s
+    if served:  # what a kernel costs under the engine was fitted on Hopper; elsewhere in proportion to its own floor
+        floor *= setup.kernel_us * MICRO / load_architectures()["Hopper"].launch_s
     narrower, narrowest = law.compute8 / law.compute, law.compute4 / law.compute
     shares = Shares(
         memory=row.memory, narrow=row.memory, cache=row.memory, compute=row.compute, compute8=row.compute * narrower,
         compute4=row.compute * narrowest, grouped=law.grouped, link=row.link,
-        launch_s=max(row.launch_s, setup.kernel_us * MICRO), soft=True,
+        launch_s=floor, soft=True,
     )  # fmt: skip
     fitted, first = (law.bounds(figure, experts, engine, False) for figure in ("tpot", "ttft"))
     interval = _around(row.interval, fitted) if served else row.interval
