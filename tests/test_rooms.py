@@ -22,9 +22,9 @@ ORDER = [
     "checkpoint.gguflayer", "checkpoint.gguf", "checkpoint.load", "stage", "memory", "work", "roofline",
     "efficiency", "setup", "engine", "activations", "copies", "budget", "packed", "pool", "deployment", "settle",
     "evaluate", "emit", "lognames", "readings", "result", "remedies", "substitutions", "derivations", "verbs.plan",
-    "verbs.sweep", "verbs.compare", "verbs.explain", "verbs.checklog", "verbs.validate", "report.tables",
-    "report.data", "report.words", "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings",
-    "cli.commands", "cli.listings", "cli.checks", "cli.app",
+    "verbs.sweep", "verbs.compare", "verbs.explain", "verbs.roofline", "verbs.checklog", "verbs.validate", "report.words",
+    "report.tables", "report.data", "report.terminal", "report.card", "cli.options",
+    "cli.output", "cli.settings", "cli.commands", "cli.listings", "cli.checks", "cli.app",
 ]  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_nothing_above_report_prints() -> None:
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import planner", ("torch", "pandas", "rich", "numpy", "pydantic")),
+        ("import planner", ("torch", "pandas", "rich", "numpy", "pydantic", "altair")),
         ("from planner import plan; plan('llama3-70b', 'h100')", ("torch", "pandas", "rich", "typer")),
     ],
 )

@@ -26,6 +26,7 @@ from planner.report.tables import (
     log_table,
     model_table,
     plan_tables,
+    roofline_tables,
 )
 from planner.units import GIB, format_bytes, format_gib, format_tokens
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from planner.verbs.checklog import LogReport
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
+    from planner.verbs.roofline import Roofline
     from planner.verbs.sweep import Sweep
     from planner.verbs.validate import LogCheck
 
@@ -54,7 +56,7 @@ _BAR = {
     "held back": ("·", "bright_black"),
 }
 
-_WHOLE = {"option", "engine_option", "flag", "default", "id", "tensor_parallel", "fits"}
+_WHOLE = {"option", "engine_option", "flag", "default", "id", "tensor_parallel", "fits", "operator"}
 """Columns of text that are never broken, so that they can be read at a glance and copied."""
 
 
@@ -164,12 +166,9 @@ def _flags_below(table: Table) -> Table:
 
 def _interval_in_one(table: Table) -> Table:
     """The decode table with low and high in one column: what fits on a screen."""
-    by_name = {column.name: column for column in table.columns}
     rows = []
     for row in table.rows:
-        low, high = by_name["step_low_s"].show(row["step_low_s"]), by_name["step_high_s"].show(row["step_high_s"])
-        number, _, unit = low.rpartition(" ")
-        shown = f"{number if unit == high.rpartition(' ')[2] else low} – {high}"
+        shown = words.interval((row["step_low_s"], row["step_high_s"]))
         rows.append(
             {**row, "interval": shown, "bound": row["bound"] if row["fits"] else f"{row['bound']}; does not fit"}
         )
@@ -220,6 +219,45 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
     rows += [row for row in others if {**row, "attention": "published"} != own]
     out.print(_table(Table(table.title, kept, tuple(rows)), tight=True))
     out.print(notes(comparison.notes))
+
+
+def show_roofline(answer: Roofline, out: Console) -> None:
+    """Operators on the roofline, at the smallest and the largest batch, and their shares over all."""
+    model, gpus = words.title(answer)
+    out.print(Text.assemble((model, "bold"), " on ", (gpus, "bold")))
+    for line in words.roofline_facts(answer):
+        out.print(Text(line))
+    out.print()
+    least = {"read_bytes": 112, "of_roof": 100, "bar": 80, "teraflops": 80}
+    hidden = {name for name, width in least.items() if out.width < width}
+    for table in roofline_tables(answer, 8 if out.width >= 100 else 6 if out.width >= 80 else 4):
+        out.print(_table(_with_bars(table, hidden), tight=True))
+    out.print(notes(answer.notes))
+
+
+_CELLS = 6
+"""Cells of a whole bar in a table."""
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def _with_bars(table: Table, hidden: set[str]) -> Table:
+    """A table with its shares drawn beside them, less what is hidden."""
+    columns = list(table.columns)
+    at = next((i for i, column in enumerate(columns) if column.name == "share"), None)
+    if at is not None:
+        columns.insert(at + 1, Column("bar", ""))
+    rows = [{**row, "bar": _share_bar(row["share"])} if at is not None else row for row in table.rows]
+    return Table(table.title, tuple(c for c in columns if c.name not in hidden), tuple(rows))
+
+
+def _share_bar(share: float) -> str:
+    """A share as a bar, to an eighth of a cell.
+
+    >>> _share_bar(0.5), _share_bar(0.3), _share_bar(0.001)
+    ('███', '█▊', '')
+    """
+    whole, eighths = divmod(round(share * _CELLS * 8), 8)
+    return "█" * whole + _EIGHTHS[eighths].strip()
 
 
 def show_explanation(explanation: Explanation, out: Console) -> None:
