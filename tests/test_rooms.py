@@ -23,7 +23,7 @@ ORDER = [
     "efficiency", "setup", "engine", "activations", "copies", "budget", "packed", "pool", "deployment", "settle",
     "evaluate", "emit", "lognames", "readings", "result", "remedies", "substitutions", "derivations", "verbs.plan",
     "verbs.sweep", "verbs.compare", "verbs.explain", "verbs.roofline", "verbs.checklog", "verbs.validate", "report.words",
-    "report.tables", "report.data", "report.terminal", "report.card", "cli.options",
+    "report.tables", "report.data", "report.drawing", "report.charts", "report.terminal", "report.card", "cli.options",
     "cli.output", "cli.settings", "cli.commands", "cli.listings", "cli.checks", "cli.app",
 ]  # fmt: skip
 
@@ -71,6 +71,7 @@ def test_nothing_above_report_prints() -> None:
     [
         ("import planner", ("torch", "pandas", "rich", "numpy", "pydantic", "altair")),
         ("from planner import plan; plan('llama3-70b', 'h100')", ("torch", "pandas", "rich", "typer")),
+        ("from planner.cli import commands; from planner.report import charts", ("altair", "vl_convert", "pandas")),
     ],
 )
 def test_importing_loads_nothing_heavy(statement: str, absent: tuple[str, ...]) -> None:
