@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.units import format_bytes, format_count, format_seconds, format_tokens
+from planner.units import format_bytes, format_count, format_flop, format_seconds, format_tokens
 
 Unit = Literal[
     "",
@@ -23,6 +23,7 @@ Unit = Literal[
     "share",
     "B/s",
     "FLOP/s",
+    "FLOP",
 ]
 
 
@@ -89,6 +90,8 @@ class Column:
                 return f"{value / 1e9:,.0f} GB/s"
             case "FLOP/s":
                 return f"{value / 1e12:,.4g} TFLOP/s"
+            case "FLOP":
+                return format_flop(value)
         return str(value)
 
 
@@ -206,6 +209,29 @@ EXPLAIN_COLUMNS = (
     Column("result", "Result"),
     Column("unit", "Unit"),
     Column("shown", "Shown"),
+)
+
+ROOFLINE_COLUMNS = (
+    Column("model", "Model"),
+    Column("gpu", "GPU"),
+    Column("tensor_parallel", "TP"),
+    Column("phase", "Phase"),
+    Column("tokens", "Tokens", "tokens"),
+    Column("batch", "Batch", "sequences"),
+    Column("operator", "Operator"),
+    Column("format", "Format"),
+    Column("flops", "Work", "FLOP"),
+    Column("weight_bytes", "Weights", "B"),
+    Column("cache_bytes", "Cache", "B"),
+    Column("sent_bytes", "Sent", "B"),
+    Column("launches", "Launches", "number"),
+    Column("arithmetic_intensity_flop_per_byte", "FLOP/B", "FLOP/B"),
+    Column("ideal_s", "Ideal", "s"),
+    Column("expected_s", "Expected", "s"),
+    Column("share", "Share", "%"),
+    Column("achieved_flop_per_s", "Achieved", "FLOP/s"),
+    Column("roof_flop_per_s", "Roof", "FLOP/s"),
+    Column("bound", "Bound by"),
 )
 
 MODEL_COLUMNS = (

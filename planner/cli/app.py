@@ -42,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(commands.top)
-for verb in (commands.plan, commands.compare, commands.sweep, commands.explain):
+for verb in (commands.plan, commands.compare, commands.sweep, commands.explain, commands.roofline):
     app.command(cls=EngineCommand)(verb)
 for listing in (listings.models, listings.gpus, listings.engines, listings.card, checks.validate, timings.calibrate):
     app.command()(listing)

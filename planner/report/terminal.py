@@ -27,6 +27,7 @@ from planner.report.tables import (
     log_table,
     model_table,
     plan_tables,
+    roofline_tables,
     runs_summary,
     runs_table,
     serving_tables,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from planner.verbs.checklog import LogReport
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
+    from planner.verbs.roofline import Roofline
     from planner.verbs.sweep import Sweep
     from planner.verbs.validate import LogCheck
     from planner.verbs.validate_serving import ServingCheck
@@ -64,18 +66,9 @@ _BAR = {
 
 _INTERVALS = {"interval", "ttft", "tpot"}
 _WHOLE = {
-    "option",
-    "engine_option",
-    "flag",
-    "default",
-    "id",
-    "tensor_parallel",
-    "fits",
-    "phase",
-    "group",
-    "kind",
-    "format",
-}
+    "option", "engine_option", "flag", "default", "id", "tensor_parallel", "fits", "phase", "group", "kind", "format",
+    "operator",
+}  # fmt: skip
 """Columns of text that are never broken, so that they can be read at a glance and copied."""
 
 
@@ -202,7 +195,7 @@ def _served(table: Table, width: int) -> Table:
     by_name = {column.name: column for column in table.columns}
     columns = [replace(by_name[name], label=label) if name in by_name else Column(name, label) for name, label in shown]
     rows = tuple(
-        {**row, **{f: words.between(row[f"{f}_low_s"], row[f"{f}_high_s"]) for f in ("ttft", "tpot")}}
+        {**row, **{f: words.interval((row[f"{f}_low_s"], row[f"{f}_high_s"])) for f in ("ttft", "tpot")}}
         for row in table.rows
     )
     return Table(table.title, tuple(columns), rows)
@@ -212,7 +205,7 @@ def _interval_in_one(table: Table) -> Table:
     """The decode table with low and high in one column: what fits on a screen."""
     rows = []
     for row in table.rows:
-        shown = words.between(row["step_low_s"], row["step_high_s"])
+        shown = words.interval((row["step_low_s"], row["step_high_s"]))
         rows.append(
             {**row, "interval": shown, "bound": row["bound"] if row["fits"] else f"{row['bound']}; does not fit"}
         )
@@ -263,6 +256,45 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
     rows += [row for row in others if {**row, "attention": "published"} != own]
     out.print(_table(Table(table.title, kept, tuple(rows)), tight=True))
     out.print(notes(comparison.notes))
+
+
+def show_roofline(answer: Roofline, out: Console) -> None:
+    """Operators on the roofline, at the smallest and the largest batch, and their shares over all."""
+    model, gpus = words.title(answer)
+    out.print(Text.assemble((model, "bold"), " on ", (gpus, "bold")))
+    for line in words.roofline_facts(answer):
+        out.print(Text(line))
+    out.print()
+    least = {"read_bytes": 112, "of_roof": 100, "bar": 80, "teraflops": 80}
+    hidden = {name for name, width in least.items() if out.width < width}
+    for table in roofline_tables(answer, 8 if out.width >= 100 else 6 if out.width >= 80 else 4):
+        out.print(_table(_with_bars(table, hidden), tight=True))
+    out.print(notes(answer.notes))
+
+
+_CELLS = 6
+"""Cells of a whole bar in a table."""
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def _with_bars(table: Table, hidden: set[str]) -> Table:
+    """A table with its shares drawn beside them, less what is hidden."""
+    columns = list(table.columns)
+    at = next((i for i, column in enumerate(columns) if column.name == "share"), None)
+    if at is not None:
+        columns.insert(at + 1, Column("bar", ""))
+    rows = [{**row, "bar": _share_bar(row["share"])} if at is not None else row for row in table.rows]
+    return Table(table.title, tuple(c for c in columns if c.name not in hidden), tuple(rows))
+
+
+def _share_bar(share: float) -> str:
+    """A share as a bar, to an eighth of a cell.
+
+    >>> _share_bar(0.5), _share_bar(0.3), _share_bar(0.001)
+    ('███', '█▊', '')
+    """
+    whole, eighths = divmod(round(share * _CELLS * 8), 8)
+    return "█" * whole + _EIGHTHS[eighths].strip()
 
 
 def show_explanation(explanation: Explanation, out: Console) -> None:
