@@ -136,12 +136,14 @@ class AttentionRow(Row):
         return ceil_div(self.heads, tp)
 
     def entry(
-        self, vectors: int, width: int, part: Literal["k", "v"], flops: int, prefill: int | None = None
-    ) -> Cached:
+        self, vectors: int, width: int, part: Literal["k", "v"], flops: int, prefill: int | None = None,
+        expanded: int = 0,
+    ) -> Cached:  # fmt: skip
         """Cached vectors that share what the row says of keeping, reading and owning."""
         return Cached(
             vectors, width, part, kept=self.kept_tokens, read=self.read_tokens, flops=flops,
             prefill_flops=flops if prefill is None else prefill, owned=self.owner,
+            chunked=self.chunked and self.window is not None, expanded=expanded,
         )  # fmt: skip
 
 
@@ -246,7 +248,8 @@ class LatentAttention(AttentionRow):
 
     The latent cannot be split by heads, so every tensor-parallel rank keeps all of it. Decoding multiplies queries with
     the latent itself (the up-projections absorbed into query and output); prefill expands keys and values per head
-    (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+    (DeepSeek-V2, arXiv:2405.04434, section 2.1). Where each token picks the latents that it reads, there is no block of
+    them worth expanding, and prefill multiplies with the latent too (vLLM, v1/attention/backends/mla/flashmla_sparse.py).
     """
 
     reference = "MLA caches the latent and the rotary key: DeepSeek-V2, arXiv:2405.04434, section 2.1"
@@ -294,7 +297,10 @@ class LatentAttention(AttentionRow):
         heads = self.local_heads(tp)
         expanded = heads * (2 * self.query_dim + 2 * self.v_head_dim)
         absorbed = heads * (2 * self.latent_dim + 2 * self.kv_lora_rank)
-        return (self.entry(1, self.latent_dim, "k", absorbed, expanded),)
+        if self.read_tokens < UNBOUNDED:
+            return (self.entry(1, self.latent_dim, "k", absorbed),)
+        weights = heads * self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
+        return (self.entry(1, self.latent_dim, "k", absorbed, expanded, weights),)
 
 
 class CompressedAttention(AttentionRow):

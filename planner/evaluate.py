@@ -110,14 +110,15 @@ def decode_operators(d: Deployment, batch: int | IntArray, context: int | IntArr
     ]
 
 
-def prefill_operators(d: Deployment, tokens: int) -> Stages:
+def prefill_operators(d: Deployment, tokens: int, before: int = 0) -> Stages:
     """Work of prefilling one prompt, stage by stage; like stages once, with their number.
 
-    The prompt of an encoder-decoder is its source; the decoder starts from one token.
+    The prompt of an encoder-decoder is its source; the decoder starts from one token. Of other prompts ``before`` tokens may
+    be in the cache already, and ``tokens`` more are added.
     """
     prompt = 1.0 if d.model.encoder else float(tokens)
     return [
-        (prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens), times)
+        (prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens, float(before)), times)
         for stage, times in _distinct(d.stages)
     ]
 

@@ -75,7 +75,7 @@ def decode_work(
     model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, batch: Numbers, context: Numbers,
     source: int = 0,
 ) -> list[Operator]:  # fmt: skip
-    """Work of one decode step: one new token for each of ``batch`` sequences that hold ``context`` tokens.
+    """Work of one decode step: one new token for each of ``batch`` sequences that hold ``context`` tokens with it.
 
     Projections read their weights once and multiply each token with them, ``2 * parameters`` FLOP a token; attention reads
     every kept key and value once, whatever the number of query heads that share it (Shazeer 2019, arXiv:1911.02150,
@@ -92,38 +92,60 @@ def decode_work(
 
 
 def prefill_work(
-    model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, tokens: float, source: int = 0
-) -> list[Operator]:
-    """Work of prefilling one prompt in one go: ``tokens`` tokens, and ``source`` tokens of an encoder-decoder's source.
+    model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, tokens: Numbers, source: int = 0,
+    before: Numbers = 0.0,
+) -> list[Operator]:  # fmt: skip
+    """Work of prefilling ``tokens`` tokens of one prompt, of which ``before`` are in the cache already.
 
-    Causal attention compares each token with itself and those before it that the row keeps and reads. A layer of fixed
-    state updates it with every token on chip and writes it once. Only the last token's logits are computed. An encoder
-    reads its whole source with every token seeing every other, and each decoder layer turns the result into keys and
-    values once.
+    Causal attention compares each token with itself and those before it that the row keeps and reads; what is cached of
+    earlier tokens is read once, and where it is compressed, expanded anew for each chunk (vLLM,
+    v1/attention/backends/mla/common.py). A layer of fixed state updates it with every token on chip, reads it if there were
+    tokens before, and writes it once. Only the last token's logits are computed.
+
+    Parameters
+    ----------
+    tokens, before
+        Tokens of a chunk, and tokens before it: of earlier chunks, or of a prefix that is still cached.
+    source
+        Tokens of an encoder-decoder's source. The first chunk has the encoder read them all, with every token seeing every
+        other, and each decoder layer turn the result into keys and values; later chunks find those in the cache.
     """
     found, tp = [], sharding.tp
+    later = np.asarray(before) > 0
+    first = not np.any(later)
     for group, count in stage.groups:
         for row in group.attention:
-            written = flops = 0.0
+            flops: Numbers = 0.0
+            moved: Numbers = 0.0
             for c in row.cached(tp):
-                pairs = tokens * source if row.attends_source else causal_pairs(tokens, min(c.kept, c.read)) / c.every
-                flops += pairs * c.prefill_flops
-                if c.owned:
-                    written += float(c.entry_bytes(precision.kv)) * (source if row.attends_source else tokens) / c.every
-            found.append(_attention_of(count, flops, written))
+                flops = flops + c.prefill_flops * (tokens * source if row.attends_source else c.pairs(tokens, before))
+                read = source * later if row.attends_source else c.earlier(tokens, before)
+                written = c.owned * (source * ~later if row.attends_source else tokens / c.every)
+                moved = moved + float(c.entry_bytes(precision.kv)) * (read + written)
+                if c.expanded and not first:
+                    found.append(_expansion(c.expanded, count, precision, c.earlier(tokens, before)))
+            found.append(_attention_of(count, flops, moved))
         if group.state:
-            state_bytes = float(group.state.state_bytes(tp))
-            found.append(_attention_of(count, tokens * group.state.update_flops(tp), state_bytes))
-        if any(t.role is Role.SOURCE for t in group.tensors):
+            moved = float(group.state.state_bytes(tp)) * (1.0 + later)
+            found.append(_attention_of(count, tokens * group.state.update_flops(tp), moved, name="state"))
+        if first and any(t.role is Role.SOURCE for t in group.tensors):
             found.append(_linear("cross-attention", group.tensors, count, Role.SOURCE, precision, sharding, source, 1))
         found += _layer(model, group, count, precision, sharding, tokens, tokens, model.parallel)
-    if stage.first and model.encoder:
+    if stage.first and model.encoder and first:
         for group in model.encoder_groups:
             pairs = float(source) * source
             work = sum(pairs * c.prefill_flops for row in group.attention for c in row.cached(tp))
             found.append(_attention_of(group.count, work, 0.0))
             found += _layer(model, group, group.count, precision, sharding, source, source, model.encoder.parallel)
     return found + _ends(model, stage, precision, sharding, tokens, 1.0)
+
+
+def _expansion(weights: int, count: int, precision: Precision, entries: Numbers) -> Operator:
+    """Keys and values made of cached entries by so many weights, which are read for it once more."""
+    form = precision.weights[Role.ATTENTION]
+    return Operator(
+        "expansion", form.compute, 2.0 * count * weights * entries, float(count * form.nbytes(weights)), launches=count
+    )
 
 
 def _layer(
@@ -153,16 +175,6 @@ def _attention_of(count: int, flops: Numbers, cache_bytes: Numbers, name: str = 
     """Attention, or a state's update, of ``count`` like layers, each with so much work."""
     launches = count * _ATTENTION_LAUNCHES
     return Operator(name, flops=count * flops, cache_bytes=count * cache_bytes, launches=launches)
-
-
-def causal_pairs(tokens: float, kept: int) -> float:
-    """Query-key pairs of a causal prefill: ``sum over i = 1..tokens of min(i, kept)``.
-
-    >>> causal_pairs(4, 10), causal_pairs(4, 2)
-    (10.0, 7.0)
-    """
-    full = min(tokens, kept)
-    return full * (full + 1) / 2 + (tokens - full) * float(min(kept, 2**50))
 
 
 def expected_experts(experts: int, top_k: int, tokens: Numbers) -> Numbers:

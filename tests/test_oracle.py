@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.attention import HeadAttention, LatentAttention
+from planner.cached import UNBOUNDED, Cached
 from planner.memory import cache_curve, weight_bytes
 from planner.model import ModelSpec
 from planner.precision import find_kv
 from planner.roofline import StepTime, add_stages
 from planner.stage import Sharding, stages_of
 from planner.tensors import Role
-from planner.work import Precision, causal_pairs, decode_work, expected_experts, prefill_work
+from planner.work import Precision, decode_work, expected_experts, prefill_work
 from tests.specs import build, models
 
 
@@ -141,10 +142,29 @@ def test_decode_work(model: ModelSpec, batch: int, context: int) -> None:
     assert sum(float(op.weight_bytes) for op in ops if op.name != "experts") == pytest.approx(read)
 
 
-@given(st.integers(1, 60), st.integers(1, 80))
-def test_causal_pairs(tokens: int, window: int) -> None:
-    pairs = sum(1 for query in range(tokens) for key in range(query + 1) if query - key < window)
-    assert causal_pairs(tokens, window) == pairs
+@given(
+    st.integers(0, 60),
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.sampled_from([1, 3, 4]),
+    st.sampled_from([2, 5, UNBOUNDED]),
+)
+def test_pairs_and_reads_of_a_chunk(before: int, tokens: int, kept: int, every: int, read: int) -> None:
+    """Each new token is compared with what the row keeps; what earlier tokens left is read if a new token reaches it."""
+    new = range(before, before + tokens)
+    window = Cached(1, 8, kept=kept)
+    reached = {(q, k) for q in new for k in range(q + 1) if q - k < kept}
+    assert window.pairs(tokens, before) == len(reached)
+    assert window.earlier(tokens, before) == len({k for _, k in reached if k < before})
+
+    chunk = Cached(1, 8, kept=kept, chunked=True)
+    reached = {(q, k) for q in new for k in range(q + 1) if q // kept == k // kept}
+    assert chunk.pairs(tokens, before) == len(reached)
+    assert chunk.earlier(tokens, before) == len({k for _, k in reached if k < before})
+
+    sparse = Cached(1, 8, every=every, read=read)
+    assert sparse.pairs(tokens, before) == sum(min((q + 1) // every, read) for q in new)
+    assert sparse.earlier(tokens, before) == min(before // every, read * tokens)
 
 
 def test_expected_experts_is_the_mean_of_a_simulation() -> None:
