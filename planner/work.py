@@ -231,8 +231,10 @@ def _feed_forward(
         seen = everywhere if sharding.dense_over_all else tokens
         found.append(_linear("ffn", tensors, count, Role.FFN, precision, sharding, seen, _FFN_LAUNCHES))
     experts = [t for t in tensors if t.role is Role.EXPERT]
+    if experts or any(t.role is Role.ROUTER for t in tensors):
+        name = "router" if experts else "indexer"
+        found.append(_linear(name, tensors, count, Role.ROUTER, precision, sharding, tokens, bool(experts)))
     if experts:
-        found.append(_linear("router", tensors, count, Role.ROUTER, precision, sharding, tokens, 1))
         form = precision.weights[Role.EXPERT]
         total, used = experts[0].copies, experts[0].used
         touched = expected_experts(total, used, everywhere)
