@@ -2,7 +2,7 @@
 
 An operator is a row; its numbers are scalars or arrays broadcast over batch and context, for the fullest rank of one
 pipeline stage. Layers that are alike are summed into one row, which is exact because time is homogeneous in work.
-Activations between operators are taken to stay on chip.
+Activations that matrix products read and write are taken to stay on chip; what small kernels move is counted apart.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.attention import AttentionRow
-from planner.formats import Formats
-from planner.model import LayerGroup, ModelSpec
+from planner.cached import Cached
+from planner.formats import HIGH_PRECISION, Formats
+from planner.model import LayerGroup, ModelSpec, Stack
 from planner.precision import KvFormats
 from planner.stage import Sharding, Stage
 from planner.state import StateRow
@@ -29,6 +30,10 @@ ACTIVATION_BYTES = 2
 """Activations, and what is sent between devices, are 16 bit."""
 
 
+_SAMPLED_BYTES = ACTIVATION_BYTES + 4 + 4
+"""Bytes moved of one logit: read in 16 bit, written in fp32, and read once more (vLLM, v1/sample/sampler.py)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """Work of one kind of operator in one step on one rank.
@@ -39,12 +44,16 @@ class Operator:
         Floating-point operations, two for a multiply-add [FLOP].
     weight_bytes, cache_bytes
         Bytes read from memory: weights, and keys and values (read and written) [B].
+    activation_bytes
+        Activations that small kernels read and write [B].
     sent_bytes
         Bytes sent out of the device [B].
     launches
         Kernels started.
     compute
         Formats that the products can run in; see `precision.Format.compute`.
+    only_in
+        Format that a device must compute in for the operator to be there at all; empty for any.
     """
 
     name: str
@@ -54,6 +63,8 @@ class Operator:
     cache_bytes: Numbers = 0.0
     sent_bytes: Numbers = 0.0
     launches: float = 0.0
+    activation_bytes: Numbers = 0.0
+    only_in: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +75,12 @@ class Precision:
     kv: KvFormats
 
 
-# Kernels of one layer when a step is captured in a graph and fused as engines do. Projections: norm, QKV, output; attention:
-# rotary with the cache write, attention; feed-forward: norm, gate-up, activation, down. Experts add sorting tokens by expert
-# and gathering them again; the router is one more. Counted, not measured;
-# the memory shares of efficiencies/generic.toml were fitted with these counts.
-_ATTENTION_LAUNCHES, _PROJECTION_LAUNCHES, _FFN_LAUNCHES, _EXPERT_LAUNCHES = 2, 3, 4, 6
+# Kernels of one layer when a step is captured in a graph and fused as engines do. Projections: QKV, output; attention:
+# rotary with the cache write, attention; feed-forward: gate-up, down. Experts add sorting tokens by expert and gathering
+# them again; the router is one more. Element-wise: a norm before projections, a norm and an activation function about each
+# feed-forward. Counted, not measured; the memory shares of efficiencies/generic.toml were fitted with these counts.
+# Quantising and sampling came later and start none: their kernels are in what the fit makes of the others.
+_ATTENTION_LAUNCHES, _PROJECTION_LAUNCHES, _FFN_LAUNCHES, _EXPERT_LAUNCHES = 2, 2, 2, 4
 
 
 def decode_work(
@@ -87,7 +99,7 @@ def decode_work(
         found += [_attention(row, count, precision.kv, sharding, batch, context, source) for row in group.attention]
         if group.state:
             found.append(_state(group.state, count, sharding, batch))
-        found += _layer(model, group, count, precision, sharding, local, batch, model.parallel)
+        found += _layer(model, group, count, precision, sharding, local, batch, model)
     return found + _ends(model, stage, precision, sharding, local, local)
 
 
@@ -123,41 +135,48 @@ def prefill_work(
                 written = c.owned * (source * ~later if row.attends_source else tokens / c.every)
                 moved = moved + float(c.entry_bytes(precision.kv)) * (read + written)
                 if c.expanded and not first:
-                    found.append(_expansion(c.expanded, count, precision, c.earlier(tokens, before)))
+                    found.append(_expansion(c, count, precision, c.earlier(tokens, before)))
             found.append(_attention_of(count, flops, moved))
         if group.state:
             moved = float(group.state.state_bytes(tp)) * (1.0 + later)
             found.append(_attention_of(count, tokens * group.state.update_flops(tp), moved, name="state"))
         if first and any(t.role is Role.SOURCE for t in group.tensors):
             found.append(_linear("cross-attention", group.tensors, count, Role.SOURCE, precision, sharding, source, 1))
-        found += _layer(model, group, count, precision, sharding, tokens, tokens, model.parallel)
+        found += _layer(model, group, count, precision, sharding, tokens, tokens, model)
     if stage.first and model.encoder and first:
         for group in model.encoder_groups:
             pairs = float(source) * source
             work = sum(pairs * c.prefill_flops for row in group.attention for c in row.cached(tp))
             found.append(_attention_of(group.count, work, 0.0))
-            found += _layer(model, group, group.count, precision, sharding, source, source, model.encoder.parallel)
+            found += _layer(model, group, group.count, precision, sharding, source, source, model.encoder)
     return found + _ends(model, stage, precision, sharding, tokens, 1.0)
 
 
-def _expansion(weights: int, count: int, precision: Precision, entries: Numbers) -> Operator:
-    """Keys and values made of cached entries by so many weights, which are read for it once more."""
+def _expansion(c: Cached, count: int, precision: Precision, entries: Numbers) -> Operator:
+    """Keys and values made of cached entries: the weights are read once more, and what they make is written and read."""
     form = precision.weights[Role.ATTENTION]
     return Operator(
-        "expansion", form.compute, 2.0 * count * weights * entries, float(count * form.nbytes(weights)), launches=count
+        "expansion",
+        form.compute,
+        flops=2.0 * count * c.expanded * entries,
+        weight_bytes=float(count * form.nbytes(c.expanded)),
+        launches=count,
+        activation_bytes=count * c.prefill_flops * ACTIVATION_BYTES * entries,  # a multiply-add an element, moved twice
     )
 
 
 def _layer(
     model: ModelSpec, group: LayerGroup, count: int, precision: Precision, sharding: Sharding, tokens: Numbers,
-    everywhere: Numbers, parallel: bool,
+    everywhere: Numbers, stack: Stack,
 ) -> list[Operator]:  # fmt: skip
-    """What every token of a layer is multiplied by, and the sums over ranks that follow.
+    """What every token of a layer passes through beside attention and state, and the sums over ranks that follow.
 
     Parameters
     ----------
     tokens, everywhere
         Tokens of one data-parallel group, and of all of them: experts see these.
+    stack
+        What the layer belongs to: the decoder, or the encoder.
     """
     found = []
     if group.attention or group.state:
@@ -167,8 +186,59 @@ def _layer(
     if sharding.dp > 1 and any(t.role is Role.EXPERT for t in group.tensors):
         found.append(_all_to_all(model, group.tensors, count, sharding, tokens))
     mixers = len(group.attention) or bool(group.state)  # attention and state side by side are summed once
-    blocks = 1 if parallel else mixers + bool(group.ffn)
+    blocks = 1 if stack.parallel else mixers + bool(group.ffn)
+    found.append(
+        _small_kernels(group, count, sharding, tokens, everywhere, model.hidden, stack.norms_per_layer + blocks)
+    )
+    found += _quantising(group, count, precision, sharding, tokens, model.hidden)
     return found + _all_reduces(model, count * blocks, sharding.tp, tokens)
+
+
+def _small_kernels(
+    group: LayerGroup, count: int, sharding: Sharding, tokens: Numbers, everywhere: Numbers, hidden: int, passes: int
+) -> Operator:
+    """Norms, residual sums, rotary embedding, convolutions, gates and activation functions.
+
+    Each reads its input and writes its output. A norm is one of ``passes`` over the hidden state and a residual sum another:
+    it is done in the kernel of the norm that follows, and reads the other operand and writes the sum besides.
+    """
+    elements = 2.0 * hidden * passes * tokens
+    elements = elements + sum(row.small_elements(sharding.tp) for row in group.attention) * tokens
+    if group.state:
+        elements = elements + group.state.small_elements(sharding.tp) * tokens
+    if (ffn := group.ffn) and ffn.experts:
+        elements = elements + ffn.expert_elements(hidden, sharding.ranks, sharding.whole_experts) * everywhere
+    if ffn and (ffn.shared_width or not ffn.experts):
+        over_all = sharding.dense_over_all
+        columns = ffn.small_elements(sharding.ranks if over_all else sharding.tp)
+        elements = elements + columns * (everywhere if over_all else tokens)
+    roles = {t.role for t in group.tensors}
+    launches = bool(group.attention or group.state) + 2 * (Role.FFN in roles) + 2 * (Role.EXPERT in roles)
+    return Operator("element-wise", launches=count * launches, activation_bytes=count * ACTIVATION_BYTES * elements)
+
+
+def _quantising(
+    group: LayerGroup, count: int, precision: Precision, sharding: Sharding, tokens: Numbers, hidden: int
+) -> list[Operator]:
+    """Activations read in 16 bit and written in the format that products run in, where a kernel of its own does so.
+
+    What follows a norm or an activation function is quantised in that kernel (vLLM, compilation/passes/fusion,
+    rms_quant_fusion.py and act_quant_fusion.py), keys and values in the one that writes them to the cache, and weights and
+    caches are widened inside the products. That leaves the output of attention, whose scales are not known before it is
+    done, and the input of routed experts, which the router needs in 16 bit.
+    """
+    widths = {
+        Role.ATTENTION: sum(row.local_heads(sharding.tp) * row.output_dim for row in group.attention)
+        + (group.state.local(group.state.output_width, sharding.tp) if group.state else 0),
+        Role.EXPERT: hidden if group.ffn and group.ffn.experts else 0,
+    }
+    found = []
+    for role, width in widths.items():
+        form = precision.weights[role]
+        if width and (narrow := form.compute[0]) not in HIGH_PRECISION:
+            moved = count * width * (ACTIVATION_BYTES + form.bytes_per_element) * tokens
+            found.append(Operator("quantise", form.compute, activation_bytes=moved, only_in=narrow))
+    return found
 
 
 def _attention_of(count: int, flops: Numbers, cache_bytes: Numbers, name: str = "attention") -> Operator:
@@ -289,8 +359,11 @@ def _ends(
     if not stage.last:
         found.append(Operator("stage hand-over", sent_bytes=model.hidden * ACTIVATION_BYTES * tokens, launches=1))
     else:
-        found.append(_linear("lm_head", (model.head,), 1, Role.HEAD, precision, sharding, sampled, 2))
+        norm = 2.0 * 2.0 * model.hidden * ACTIVATION_BYTES * tokens  # with the last residual sum
+        found.append(Operator("element-wise", launches=1, activation_bytes=norm))
+        found.append(_linear("lm_head", (model.head,), 1, Role.HEAD, precision, sharding, sampled, 1))
         if (tp := sharding.tp) > 1:
             logits = (tp - 1) / tp * model.vocab * ACTIVATION_BYTES * sampled  # a ring passes on what the others hold
             found.append(Operator("logits gather", sent_bytes=logits, launches=1))
+        found.append(Operator("sampling", activation_bytes=_SAMPLED_BYTES * model.vocab * sampled))
     return found

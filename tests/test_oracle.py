@@ -16,7 +16,7 @@ from planner.precision import find_kv
 from planner.roofline import StepTime, add_stages
 from planner.stage import Sharding, stages_of
 from planner.tensors import Role
-from planner.work import Precision, decode_work, expected_experts, prefill_work
+from planner.work import Operator, Precision, decode_work, expected_experts, prefill_work
 from tests.specs import build, models
 
 
@@ -225,3 +225,53 @@ def test_a_pipeline_waits_for_its_slowest_stage() -> None:
             rounds.append(ready[0])
         times = [(StepTime(t, (t, 0.0, 0.0, 0.0, 0.0), 1.0, 1.0), 1) for t in stages]
         assert float(add_stages(times, parts).step_s) == pytest.approx(rounds[-1] - rounds[-2])
+
+
+def _operators(model: ModelSpec, weights: str = "bf16", tokens: float = 3.0) -> dict[str, list[Operator]]:
+    precision = Precision(model.weight_formats(weights), find_kv("bf16"))
+    found: dict[str, list[Operator]] = {}
+    for op in decode_work(model, stages_of(model, 1)[0], precision, Sharding(), tokens, 9.0):
+        found.setdefault(op.name, []).append(op)
+    return found
+
+
+def test_small_kernels_one_by_one() -> None:
+    """Elements that each kernel of a dense layer reads and writes of one token; every one has 2 bytes."""
+    h, heads, kv_heads, dim, width, layers, vocab, tokens = 64, 8, 2, 16, 128, 4, 100, 3
+    kernels = {
+        "residual sum and norm before attention": 4 * h,
+        "rotary, queries": 2 * heads * dim,
+        "rotary, keys": 2 * kv_heads * dim,
+        "residual sum and norm before feed-forward": 4 * h,
+        "activation function": 3 * width,
+    }
+    model = build(attention=({"heads": heads, "kv_heads": kv_heads, "head_dim": dim},), ffn=({"width": width},))
+    found = _operators(model, tokens=tokens)
+    layer, last = found["element-wise"]
+    assert layer.activation_bytes == layers * sum(kernels.values()) * 2 * tokens
+    assert last.activation_bytes == 4 * h * 2 * tokens
+    assert found["sampling"][0].activation_bytes == (2 + 4 + 4) * vocab * tokens
+    assert "quantise" not in found
+
+    (quantised,) = _operators(model, "fp8", tokens)["quantise"]
+    assert quantised.activation_bytes == layers * heads * dim * (2 + 1) * tokens
+    assert quantised.only_in == "fp8"
+
+
+def test_small_kernels_of_experts() -> None:
+    """Of a routed expert gate, up and their product, and its output read to sum; shared experts are like a layer."""
+    h, width, shared, layers, tokens, top_k = 64, 32, 48, 4, 3, 2
+    ffn = {"width": width, "experts": 8, "top_k": top_k, "shared_width": shared}
+    dense = _operators(build(ffn=({"width": shared},)))["element-wise"][0].activation_bytes
+    experts = _operators(build(ffn=(ffn,)))["element-wise"][0].activation_bytes
+    assert experts - dense == layers * 2 * tokens * (top_k * (3 * width + h) + h)
+    quantised = _operators(build(ffn=(ffn,)), "fp8")["quantise"]
+    assert [op.activation_bytes for op in quantised] == [layers * n * (2 + 1) * tokens for n in (8 * 8, h)]
+
+
+def test_kernels_are_counted_as_before() -> None:
+    """Fitted efficiencies rest on these: ends 3; attention 5, feed-forward 4, experts and router 7 a layer."""
+    ffn = {"width": 32, "experts": 8, "top_k": 2}
+    for model, layer in ((build(), 9), (build(ffn=(ffn,)), 12), (build(ffn=({**ffn, "shared_width": 8},)), 16)):
+        launches = sum(op.launches for ops in _operators(model).values() for op in ops)
+        assert launches == 4 * layer + 3
