@@ -61,8 +61,8 @@ def _expected_sources(c: Case) -> tuple[str, ...]:
 
 _CACHE = "sum over attention rows of layers * kv_heads * (key width + value width) * bytes per element"
 _STEP = (
-    "sum over operators of max(bytes / (memory * bandwidth), flops / (compute * peak)) + sent / (link * link bandwidth) "
-    "+ launches * launch_s"
+    "sum over operators of max(bytes / (memory * bandwidth), flops / (compute * peak)) + activations / (memory * bandwidth) "
+    "+ sent / (link * link bandwidth) + launches * launch_s"
 )
 
 QUANTITIES: dict[str, Quantity] = {

@@ -3,10 +3,11 @@
 An operator takes as long as the slower of moving its bytes and doing its arithmetic (Williams, Waterman and Patterson 2009,
 CACM 52(4), "Roofline"), each at the share of peak that is achieved, plus a launch floor:
 
-    t = max(bytes / (memory * bandwidth), flops / (compute * peak)) + sent / (link * link_bandwidth) + launches * launch_s
+    t = max(bytes / (memory * bandwidth), flops / (compute * peak)) + activations / (memory * bandwidth)
+        + sent / (link * link_bandwidth) + launches * launch_s
 
-Operators follow one another, so a step is their sum. The ideal has every share at 1 and no floor, and hides what is sent
-behind the rest wherever it is shorter.
+Operators follow one another, so a step is their sum. The ideal has every share at 1 and no floor, keeps activations on chip,
+and hides what is sent behind the rest wherever it is shorter.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from planner.work import Operator
 if TYPE_CHECKING:
     from planner.arrays import IntArray, Numbers
 
-BOUNDS = ("weights", "cache", "compute", "link", "launch")
+BOUNDS = ("weights", "cache", "compute", "link", "launch", "activations")
 """What a step can be bound by, in the order of `StepTime.parts`."""
 
 
@@ -60,7 +61,7 @@ class StepTime:
     parts
         Seconds by bound, in the order of `BOUNDS`; memory time is split between weights and cache by bytes.
     flops, nbytes
-        Work of the step [FLOP, B].
+        Work of the step [FLOP, B]; bytes are of weights and cache.
     """
 
     step_s: Numbers
@@ -76,7 +77,7 @@ class StepTime:
 
     @property
     def arithmetic_intensity(self) -> Numbers:
-        """FLOP for each byte read from memory [FLOP/B]."""
+        """FLOP for each byte of weights and cache [FLOP/B]."""
         return self.flops / self.nbytes
 
 
@@ -92,6 +93,7 @@ def step_time(operators: Iterable[Operator], gpu: GpuSpec, shares: Shares) -> St
     cache: Numbers = 0.0
     compute: Numbers = 0.0
     sent: Numbers = 0.0
+    activations: Numbers = 0.0
     launches = 0.0
     flops: Numbers = 0.0
     nbytes: Numbers = 0.0
@@ -100,6 +102,10 @@ def step_time(operators: Iterable[Operator], gpu: GpuSpec, shares: Shares) -> St
         if not _nothing(op.sent_bytes):
             sent = sent + op.sent_bytes / link
         rate = gpu.compute_rate(op.compute)
+        if not (
+            _nothing(op.activation_bytes) or shares == IDEAL or (op.only_in and (not rate or rate[0] != op.only_in))
+        ):
+            activations = activations + op.activation_bytes / bandwidth
         moved = op.weight_bytes if _nothing(op.cache_bytes) else op.weight_bytes + op.cache_bytes
         if _nothing(moved) and _nothing(op.flops):
             continue
@@ -115,9 +121,9 @@ def step_time(operators: Iterable[Operator], gpu: GpuSpec, shares: Shares) -> St
         flops = flops + op.flops
         nbytes = nbytes + moved
     floor = launches * shares.launch_s
-    local = weights + cache + compute + floor
+    local = weights + cache + compute + floor + activations
     step = np.maximum(local, sent) if shares == IDEAL else local + sent
-    return StepTime(step, (weights, cache, compute, sent, floor), flops, nbytes)
+    return StepTime(step, (weights, cache, compute, sent, floor, activations), flops, nbytes)
 
 
 def _nothing(amount: Numbers) -> bool:

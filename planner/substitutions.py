@@ -297,7 +297,7 @@ def ttft(c: Case, shares: Shares) -> str:
 def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares) -> str:
     """One stage as a sum over operators, like ones together in the way that `roofline.step_time` sums them."""
     bandwidth = gpu.bandwidth_bytes_per_s * shares.memory
-    local, sent, launches = [], 0.0, 0.0
+    local, sent, activations, launches = [], 0.0, 0.0, 0.0
     for op in operators:
         moved, rate = float(op.weight_bytes + op.cache_bytes), gpu.compute_rate(op.compute)
         memory_s = moved / bandwidth
@@ -306,11 +306,14 @@ def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares) -> str:
             local.append(f"{moved:.10g} / {_share(shares.memory, gpu.bandwidth_bytes_per_s)}")
         elif rate and compute_s:
             local.append(f"{float(op.flops):.10g} / {_share(shares.compute, rate[1])}")
+        if not op.only_in or (rate and rate[0] == op.only_in):
+            activations += float(op.activation_bytes)
         sent += float(op.sent_bytes)
         launches += op.launches
     link = f"{sent:.10g} / {_share(shares.link, gpu.link_bytes_per_s)}" if sent and gpu.link_bytes_per_s else "0"
     if shares == IDEAL:
         return f"max({_sum(local)}, {link})" if link != "0" else _sum(local)
+    local.append(f"{activations:.10g} / {_share(shares.memory, gpu.bandwidth_bytes_per_s)}")
     return _sum([*local, *([link] if link != "0" else []), f"{launches:g} * {shares.launch_s:g}"])
 
 

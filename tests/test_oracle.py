@@ -13,11 +13,11 @@ from planner.cached import UNBOUNDED, Cached
 from planner.memory import cache_curve, weight_bytes
 from planner.model import ModelSpec
 from planner.precision import find_kv
-from planner.roofline import StepTime, add_stages
+from planner.roofline import IDEAL, Shares, StepTime, add_stages, step_time
 from planner.stage import Sharding, stages_of
 from planner.tensors import Role
 from planner.work import Operator, Precision, decode_work, expected_experts, prefill_work
-from tests.specs import build, models
+from tests.specs import build, device, models
 
 
 def layers_of(model: ModelSpec) -> list[HeadAttention | LatentAttention]:
@@ -223,7 +223,7 @@ def test_a_pipeline_waits_for_its_slowest_stage() -> None:
                 for s, seconds in enumerate(stages):
                     ready[part] = free[s] = max(ready[part], free[s]) + seconds
             rounds.append(ready[0])
-        times = [(StepTime(t, (t, 0.0, 0.0, 0.0, 0.0), 1.0, 1.0), 1) for t in stages]
+        times = [(StepTime(t, (t, 0.0, 0.0, 0.0, 0.0, 0.0), 1.0, 1.0), 1) for t in stages]
         assert float(add_stages(times, parts).step_s) == pytest.approx(rounds[-1] - rounds[-2])
 
 
@@ -275,3 +275,13 @@ def test_kernels_are_counted_as_before() -> None:
     for model, layer in ((build(), 9), (build(ffn=(ffn,)), 12), (build(ffn=({**ffn, "shared_width": 8},)), 16)):
         launches = sum(op.launches for ops in _operators(model).values() for op in ops)
         assert launches == 4 * layer + 3
+
+
+def test_activations_take_their_time_but_in_the_ideal() -> None:
+    """At 100 GB/s, of which half is reached; quantising is for devices that compute in the format."""
+    norms = Operator("element-wise", activation_bytes=1e9)
+    operators = [norms, Operator("quantise", ("fp8", "bf16"), activation_bytes=1e9, only_in="fp8")]
+    half = Shares(memory=0.5)
+    assert step_time(operators, device(), IDEAL).step_s == 0
+    assert step_time(operators, device(), half).step_s == pytest.approx(0.02)
+    assert step_time(operators, device(peak_tflops={"bf16": 10, "fp8": 20}), half).step_s == pytest.approx(0.04)
