@@ -100,7 +100,7 @@ def decode_work(
         if group.state:
             found.append(_state(group.state, count, sharding, batch))
         found += _layer(model, group, count, precision, sharding, local, batch, model)
-    return found + _ends(model, stage, precision, sharding, local, local)
+    return found + _ends(model, stage, precision, sharding, local, local, batch)
 
 
 def prefill_work(
@@ -149,7 +149,7 @@ def prefill_work(
             work = sum(pairs * c.prefill_flops for row in group.attention for c in row.cached(tp))
             found.append(_attention_of(group.count, work, 0.0))
             found += _layer(model, group, group.count, precision, sharding, source, source, model.encoder)
-    return found + _ends(model, stage, precision, sharding, tokens, 1.0)
+    return found + _ends(model, stage, precision, sharding, tokens, 1.0, 1.0)
 
 
 def _expansion(c: Cached, count: int, precision: Precision, entries: Numbers) -> Operator:
@@ -183,8 +183,7 @@ def _layer(
         projections = (group.tensors, count, Role.ATTENTION, precision, sharding, tokens, _PROJECTION_LAUNCHES)
         found.append(_linear("projections", *projections))
     found += _feed_forward(group.tensors, count, precision, sharding, tokens, everywhere)
-    if sharding.dp > 1 and any(t.role is Role.EXPERT for t in group.tensors):
-        found.append(_all_to_all(model, group.tensors, count, sharding, tokens))
+    found += _exchange(model.hidden, group.tensors, count, sharding, tokens, everywhere)
     mixers = len(group.attention) or bool(group.state)  # attention and state side by side are summed once
     blocks = 1 if stack.parallel else mixers + bool(group.ffn)
     found.append(
@@ -323,18 +322,27 @@ def _feed_forward(
     return found
 
 
-def _all_to_all(
-    model: ModelSpec, tensors: tuple[Tensor, ...], count: int, sharding: Sharding, tokens: Numbers
-) -> Operator:
-    """Tokens sent to the ranks that hold their experts and back, from one rank of a data-parallel group.
+def _exchange(
+    hidden: int, tensors: tuple[Tensor, ...], count: int, sharding: Sharding, tokens: Numbers, everywhere: Numbers
+) -> list[Operator]:
+    """What one rank sends so that data-parallel groups share a feed-forward layer: tokens to the others, results back.
 
-    A token goes to each rank once, however many of its experts are there: at most ``ranks`` copies (DeepSeek-V3,
-    arXiv:2412.19437, section 3.2.2), of which the share that stays is not sent.
+    Where experts are whole, a token goes once to each rank that has one of its own: at most ``ranks`` copies, of which the
+    share that stays is not sent (DeepSeek-V3, arXiv:2412.19437, section 3.2.2). Where each rank has a slice of every expert,
+    or of a dense layer, all tokens are gathered on all ranks and the sums scattered: a ring passes on all but one of
+    ``ranks`` shares each way (Patarasuk and Yuan 2009, JPDC 69(2), section 3).
     """
-    used = next(t.used for t in tensors if t.role is Role.EXPERT)
-    copies = min(used, sharding.ranks) * (sharding.ranks - 1) / sharding.ranks
-    message = model.hidden * ACTIVATION_BYTES * tokens / sharding.tp
-    return Operator("all-to-all", sent_bytes=count * 2 * copies * message, launches=count * 2)
+    if sharding.dp == 1:
+        return []
+    used = max((t.used for t in tensors if t.role is Role.EXPERT), default=0)
+    both_ways = 2 * count * hidden * ACTIVATION_BYTES * (sharding.ranks - 1) / sharding.ranks
+    if used and sharding.whole_experts:
+        copies = min(used, sharding.ranks) * tokens / sharding.tp
+        return [Operator("all-to-all", sent_bytes=both_ways * copies, launches=count * 2)]
+    if used or (sharding.dense_over_all and any(t.role is Role.FFN for t in tensors)):
+        launches = count * 2 if used else 0  # a dense layer's are those of the sum over ranks that follows
+        return [Operator("all-gather", sent_bytes=both_ways * everywhere, launches=launches)]
+    return []
 
 
 def _all_reduces(model: ModelSpec, times: int, tp: int, tokens: Numbers) -> list[Operator]:
@@ -349,8 +357,9 @@ def _all_reduces(model: ModelSpec, times: int, tp: int, tokens: Numbers) -> list
 
 
 def _ends(
-    model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, tokens: Numbers, sampled: Numbers
-) -> list[Operator]:
+    model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, tokens: Numbers, sampled: Numbers,
+    sampled_everywhere: Numbers,
+) -> list[Operator]:  # fmt: skip
     """Embedding look-up, the hand-over between stages, and the head with its logits."""
     found = []
     row_bytes = precision.weights[Role.EMBEDDING].bytes_per_element * (model.embedding_width or model.hidden)
@@ -361,9 +370,13 @@ def _ends(
     else:
         norm = 2.0 * 2.0 * model.hidden * ACTIVATION_BYTES * tokens  # with the last residual sum
         found.append(Operator("element-wise", launches=1, activation_bytes=norm))
-        found.append(_linear("lm_head", (model.head,), 1, Role.HEAD, precision, sharding, sampled, 1))
-        if (tp := sharding.tp) > 1:
-            logits = (tp - 1) / tp * model.vocab * ACTIVATION_BYTES * sampled  # a ring passes on what the others hold
-            found.append(Operator("logits gather", sent_bytes=logits, launches=1))
+        over_all = sharding.dense_over_all
+        seen, ranks = (sampled_everywhere, sharding.ranks) if over_all else (sampled, sharding.tp)
+        found.append(_linear("lm_head", (model.head,), 1, Role.HEAD, precision, sharding, seen, 1))
+        if ranks > 1:
+            logits = (
+                (ranks - 1) / ranks * model.vocab * ACTIVATION_BYTES * seen
+            )  # a ring passes on what the others hold
+            found.append(Operator("logits gather", sent_bytes=logits, launches=float(sharding.tp > 1)))
         found.append(Operator("sampling", activation_bytes=_SAMPLED_BYTES * model.vocab * sampled))
     return found

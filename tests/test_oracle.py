@@ -285,3 +285,34 @@ def test_activations_take_their_time_but_in_the_ideal() -> None:
     assert step_time(operators, device(), IDEAL).step_s == 0
     assert step_time(operators, device(), half).step_s == pytest.approx(0.02)
     assert step_time(operators, device(peak_tflops={"bf16": 10, "fp8": 20}), half).step_s == pytest.approx(0.04)
+
+
+def test_groups_that_share_a_layer_send_each_other_its_tokens() -> None:
+    """Four groups of two ranks, twelve tokens: whole experts get copies, slices and shared dense layers get every token."""
+    h, layers, batch, ranks = 64, 4, 12.0, 8
+    ffn = {"width": 32, "experts": 16, "top_k": 3}
+    dense, experts = build(), build(ffn=(ffn,))
+
+    def sent(model: ModelSpec, name: str, sharding: Sharding) -> float:
+        precision = Precision(model.weight_formats("bf16"), find_kv("bf16"))
+        ops = decode_work(model, stages_of(model, 1)[0], precision, sharding, batch, 9.0)
+        return sum(float(op.sent_bytes) for op in ops if op.name == name)
+
+    whole = Sharding(2, dp=4, whole_experts=True)
+    others = (ranks - 1) / ranks
+    assert sent(experts, "all-to-all", whole) == pytest.approx(2 * layers * (batch / ranks * 3 * others) * h * 2)
+    for model, sharding in ((experts, Sharding(2, dp=4)), (dense, Sharding(2, dp=4, dense_over_all=True))):
+        assert sent(model, "all-gather", sharding) == pytest.approx(2 * layers * batch * others * h * 2)
+    assert sent(dense, "all-gather", Sharding(2, dp=4)) == sent(dense, "all-gather", Sharding(2)) == 0
+
+
+def test_ranks_that_share_head_and_dense_layers_do_their_work_once() -> None:
+    model = build(vocab=128)
+    precision = Precision(model.weight_formats("bf16"), find_kv("bf16"))
+    alone, shared = (
+        {op.name: op for op in decode_work(model, stages_of(model, 1)[0], precision, s, 12.0, 9.0)}
+        for s in (Sharding(), Sharding(2, dp=2, dense_over_all=True))
+    )
+    for name in ("ffn", "lm_head"):
+        assert 4 * shared[name].flops == alone[name].flops
+        assert 4 * shared[name].weight_bytes == alone[name].weight_bytes
