@@ -198,7 +198,8 @@ def efficiency_of(gpu: GpuSpec, engine: str, setup: Setup, experts: bool) -> Eff
 def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool) -> Efficiency:
     shares = Shares(
         memory=law.memory, narrow=law.narrow, cache=law.cache, compute=law.compute, compute8=law.compute8,
-        compute4=law.compute4, grouped=law.grouped, link=law.link, launch_s=setup.kernel_us * MICRO, soft=True,
+        compute4=law.compute4, grouped=law.grouped, link=law.link, activations=law.memory,
+        launch_s=setup.kernel_us * MICRO, soft=True,
     )  # fmt: skip
     which = "" if seen else ", of devices left out"
     return Efficiency(
@@ -220,7 +221,7 @@ def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bo
     shares = Shares(
         memory=row.memory, narrow=row.memory, cache=row.memory, compute=row.compute, compute8=row.compute * narrower,
         compute4=row.compute * narrowest, grouped=law.grouped, link=row.link,
-        launch_s=floor, soft=True,
+        activations=row.memory, launch_s=floor, soft=True,
     )  # fmt: skip
     fitted, first = (law.bounds(figure, experts, engine, False) for figure in ("tpot", "ttft"))
     interval = _around(row.interval, fitted) if served else row.interval

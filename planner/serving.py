@@ -203,7 +203,8 @@ class _Times:
 
 def _times(d: Deployment, load: Load, running: Numbers, shares: Shares, of_prompt: Shares) -> _Times:
     decoding = decoding_operators(d, running, load.input_tokens + load.output_tokens / 2)
-    prompt = prefill_operators(d, load.new_tokens, d.sharding.dp)  # all groups at once: they share the experts
+    before = load.input_tokens - load.new_tokens
+    prompt = prefill_operators(d, load.new_tokens, d.sharding.dp, before)  # all groups at once: they share the experts
     beside = [(_beside(ops, steps), n) for (ops, n), (steps, _) in zip(prompt, decoding, strict=True)]
     return _Times(
         step=stage_times(d, decoding, shares, np.minimum(running, d.pp)),
