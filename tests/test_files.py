@@ -62,7 +62,7 @@ def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "out.png"
     target.write_bytes(b"old")
     with pytest.raises(TypeError), writing_bytes(target) as stream:
-        stream.write("text")  # type: ignore[arg-type]
+        stream.write("text")  # type: ignore[call-overload]
     assert target.read_bytes() == b"old"
     with writing_bytes(target) as stream:
         stream.write(b"\x00\r\n\xff")
