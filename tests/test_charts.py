@@ -177,7 +177,7 @@ def test_the_command_writes_every_kind(tmp_path: Path) -> None:
     assert (tmp_path / "a.svg").read_text(encoding="utf-8").startswith("<svg")
     data = json.loads((tmp_path / "a.json").read_text())
     table = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
-    assert len(table) == len(data["operators"]) == 4 * 7
+    assert len(table) == len(data["operators"]) == 4 * 9
     assert float(table[0]["expected_s"]) == pytest.approx(data["operators"][0]["expected_s"])
     assert {row["phase"] for row in table} == {"decode"}
     page = (tmp_path / "a.md").read_text()

@@ -281,7 +281,7 @@ def test_activations_take_their_time_but_in_the_ideal() -> None:
     """At 100 GB/s, of which half is reached; quantising is for devices that compute in the format."""
     norms = Operator("element-wise", activation_bytes=1e9)
     operators = [norms, Operator("quantise", ("fp8", "bf16"), activation_bytes=1e9, only_in="fp8")]
-    half = Shares(memory=0.5)
+    half = Shares(memory=0.5, activations=0.5)
     assert step_time(operators, device(), IDEAL).step_s == 0
     assert step_time(operators, device(), half).step_s == pytest.approx(0.02)
     assert step_time(operators, device(peak_tflops={"bf16": 10, "fp8": 20}), half).step_s == pytest.approx(0.04)

@@ -195,7 +195,7 @@ def planned(p: Pass) -> tuple[float, float, float]:
     if p.decodes:
         operators = decode_work(p.spec, stage, precision, Sharding(), 1.0, float(p.held + 1), source)
     else:
-        operators = prefill_work(p.spec, stage, precision, Sharding(), float(p.new), source, float(p.held))
+        operators = prefill_work(p.spec, stage, precision, Sharding(), float(p.new), source, before=float(p.held))
     flops = {"weights": 0.0, "attention": 0.0, "state": 0.0}
     for op in operators:
         flops[op.name if op.name in flops else "weights"] += float(op.flops)

@@ -47,7 +47,7 @@ _WIDTH, _HEIGHT = 680, 430
 """Of the roofline [pixels]."""
 _COLOURS = {
     "attention": VERMILION, "projections": BLUE, "ffn": SKY, "experts": GREEN, "router": BLACK, "lm_head": ORANGE,
-    "state": PURPLE, "cross-attention": YELLOW,
+    "state": PURPLE, "cross-attention": YELLOW, "indexer": BLACK, "expansion": ORANGE,
 }  # fmt: skip
 """The same operator has the same colour in every chart; those that only move bytes are grey."""
 
