@@ -258,3 +258,13 @@ def test_a_failure_leaves_the_old_picture(tmp_path: Path) -> None:
     (tmp_path / "card.toml").write_text(CARD.replace("kv_heads = 8", "kv_heads = 7"), encoding="utf-8")
     assert run("roofline", "./card.toml", "--gpu", "h100", "--png", "a.png", cwd=tmp_path).returncode == 2
     assert (tmp_path / "a.png").read_text() == "old"
+
+
+@pytest.mark.parametrize("what", ["capacity", "times", "serving"])
+def test_validate_draws_what_it_holds(what: str, tmp_path: Path) -> None:
+    done = run("validate", what, "--svg", str(tmp_path / "a.svg"), "--json", "-")
+    assert done.returncode == 0, done.stderr
+    picture = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert ("Ideal" in picture) == (what != "capacity")
+    assert "within ±25%" in picture
+    assert json.loads(done.stdout)
