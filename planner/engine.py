@@ -295,16 +295,26 @@ def load_engine(name: str) -> Engine:
     '0.20.0'
     """
     match = _NAMED.fullmatch(name.strip().lower()) if isinstance(name, str) and len(name) < 100 else None
-    if match is None or match[1] not in engine_ids():
+    found = _engine_of(match[1]) if match else None
+    if match is None or found is None:
         shown = name.partition("@")[0] if isinstance(name, str) else str(name)
+        if _engine_of(shown.strip().lower()):
+            raise InputError(f"cannot read the version in {str(name)[:60]!r}; write it like --engine vllm@0.20")
         raise unknown_name("engine", shown, engine_ids(), f"use one of {', '.join(engine_ids())}, or vllm@VERSION")
-    data = tomllib.loads((_FOLDER / f"{match[1]}.toml").read_text(encoding="utf-8"))
+    data = tomllib.loads((_FOLDER / f"{found}.toml").read_text(encoding="utf-8"))
     version = match[2] or data["stated"]
     oldest = data.get("oldest", "")
     if match[2] and not oldest:
-        raise InputError(f"{data['name']} has no versions; use --engine {match[1]}")
+        raise InputError(f"{data['name']} has no versions; use --engine {found}")
     if oldest and _parts(version) < _parts(oldest):
-        raise InputError(
-            f"nothing is known of {data['name']} before {oldest}; use --engine {match[1]}@{oldest} or later"
-        )
-    return Engine(id=match[1], version=version, **data)
+        raise InputError(f"nothing is known of {data['name']} before {oldest}; use --engine {found}@{oldest} or later")
+    return Engine(id=found, version=version, **data)
+
+
+def _engine_of(name: str) -> str | None:
+    """The engine of a name: its id, or its own name however it is spelled."""
+    if name in engine_ids():
+        return name
+    plain = re.sub(r"[^a-z0-9]", "", name)
+    files = {engine: tomllib.loads((_FOLDER / f"{engine}.toml").read_text(encoding="utf-8")) for engine in engine_ids()}
+    return next((e for e, data in files.items() if plain == re.sub(r"[^a-z0-9]", "", data["name"].lower())), None)

@@ -246,3 +246,22 @@ def test_engines_are_engines(name: str) -> None:
     assert answer.memory.fits
     assert answer.launch
     assert answer.launch.startswith(load_engine(name).launch.partition(" {")[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "version"),
+    [
+        ("TensorRT-LLM", "trtllm", "1.2"),
+        ("tensorrt_llm@1.0.0rc3", "trtllm", "1.0.0"),
+        ("llama.cpp", "llamacpp", "9461"),
+        ("SGLang@0.5.6.post2", "sglang", "0.5.6"),
+    ],
+)
+def test_engines_go_by_their_own_names_too(name: str, engine: str, version: str) -> None:
+    found = load_engine(name)
+    assert (found.id, found.version) == (engine, version)
+
+
+def test_a_version_that_is_none_is_said_to_be() -> None:
+    with pytest.raises(InputError, match="cannot read the version"):
+        load_engine("vllm@nightly")
