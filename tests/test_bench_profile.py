@@ -19,15 +19,14 @@ from planner.bench.profile import (
     Measured,
     MemoryCheck,
     Profile,
-    checksum,
     default_path,
     load,
     merge,
     save,
-    user_folder,
 )
 from planner.calibrate.model import Kernel, law
 from planner.errors import CardError, InputError, OutputError
+from planner.measured import checksum, user_folder
 
 FACTS = Facts(kind="cuda", name="NVIDIA H100 80GB HBM3", catalogue="h100-sxm", total_bytes=85 * 10**9,
               cache_bytes=50 * 10**6, units=132, torch="2.13.0", python="3.11.7", system="Linux")  # fmt: skip
@@ -78,6 +77,9 @@ def test_shares_of_plans_follow() -> None:
     found = PROFILE.usage
     assert found is not None
     assert found.memory == pytest.approx(0.76, abs=0.12)
+    assert PROFILE.device is not None
+    assert PROFILE.device.measured == found
+    assert found.date == "2026-11-24"
     assert found.compute == pytest.approx(0.70, abs=0.05)
 
 
@@ -195,11 +197,14 @@ def test_profiles_of_different_machines_do_not(change: dict[str, Any], words: st
 
 
 def test_where_profiles_lie() -> None:
+    assert user_folder({"KVPLAN_DATA": "here", "XDG_DATA_HOME": "/data"}, "linux") == Path("here")
     assert user_folder({"XDG_DATA_HOME": "relative"}, "linux") == Path.home() / ".local" / "share" / "kvplan"
     assert user_folder({"LOCALAPPDATA": "/app"}, "win32") == Path("/app/kvplan")
     assert user_folder({}, "darwin") == Path.home() / "Library" / "Application Support" / "kvplan"
     assert default_path(FACTS).name == "h100-sxm.json"
-    assert default_path(FACTS.model_copy(update={"catalogue": "", "name": "AMD EPYC 9/?"})).name == "amd-epyc-9.json"
+    other = FACTS.model_copy(update={"catalogue": "", "name": "AMD EPYC 9/?"})
+    assert default_path(other).name == "amd-epyc-9.json"
+    assert default_path(other.model_copy(update={"kind": "cpu"})).name == "amd-epyc-9-cpu.json"
 
 
 def test_what_was_known_before() -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "planner"
 ORDER = [
     "arrays", "errors", "units", "axes", "columns", "files", "row", "startlog.log", "startlog.pairs",
     "startlog.stream", "startlog.lines", "startlog.reader", "precision", "cached", "tensors", "formats", "mixes",
-    "attention", "variants", "state", "feedforward", "model", "gpu", "catalog", "calibrate.model",
+    "attention", "variants", "state", "feedforward", "model", "usage", "gpu", "catalog", "measured", "calibrate.model",
     "calibrate.shapes", "calibrate.table", "calibrate.fit", "calibrate.build", "checkpoint.jsonfile",
     "checkpoint.safetensors", "checkpoint.hub", "checkpoint.expression", "checkpoint.architecture",
     "checkpoint.template", "checkpoint.modules", "checkpoint.quantization", "checkpoint.reconcile",
@@ -25,8 +25,8 @@ ORDER = [
     "verbs.traffic", "verbs.plan", "verbs.sweep", "verbs.compare", "verbs.explain", "verbs.checklog",
     "verbs.validate", "verbs.validate_times", "verbs.calibrate", "bench.naming", "bench.device", "bench.part",
     "bench.timing", "bench.rig", "bench.attend", "bench.operator", "bench.experts", "bench.attention_operators",
-    "bench.layers", "bench.selection", "bench.profile", "bench.predict", "bench.fit", "bench.memory_check",
-    "bench.run", "bench.entry", "bench.summary", "report.tables", "report.data", "bench.report", "report.words",
+    "bench.layers", "bench.selection", "bench.profile", "bench.predict", "bench.entry", "bench.shares", "bench.fit", "bench.memory_check",
+    "bench.run", "bench.summary", "report.tables", "report.data", "bench.report", "report.words",
     "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings", "cli.commands", "cli.listings",
     "cli.checks", "cli.timings", "cli.app",
 ]  # fmt: skip
