@@ -28,7 +28,7 @@ ORDER = [
     "bench.layers", "bench.selection", "bench.profile", "bench.predict", "bench.entry", "bench.shares", "bench.fit", "bench.memory_check",
     "bench.run", "bench.summary", "report.tables", "report.data", "bench.report", "report.words",
     "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings", "cli.commands", "cli.listings",
-    "cli.checks", "cli.timings", "cli.app",
+    "cli.checks", "cli.timings", "cli.bench", "cli.app",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
 
-from planner.errors import InputError
+from planner.errors import InputError, OutputError
 from planner.files import writing
 
 if TYPE_CHECKING:
@@ -41,3 +41,22 @@ def table_outputs(table: Table, json: str | None, csv: str | None, md: str | Non
         (csv, lambda stream: write_csv(table, stream)),
         (md, lambda stream: write_markdown([table], stream)),
     ]
+
+
+def check_outputs(paths: Sequence[str | None]) -> None:
+    """Refuse files that cannot be written or are named twice, before work that takes long.
+
+    Raises
+    ------
+    InputError
+        If two outputs go to one file.
+    OutputError
+        If a file lies in a folder that is not there or cannot be written to.
+    """
+    named = [path if path == "-" else os.path.realpath(path) for path in paths if path is not None]
+    if len(set(named)) < len(named):
+        raise InputError(f"two outputs go to {max(named, key=named.count)!r}; give each its own file")
+    for path in named:
+        folder = os.path.dirname(path) or "."  # noqa: PTH120
+        if path != "-" and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):  # noqa: PTH112
+            raise OutputError(f"cannot write {path[:100]}: no folder that can be written to; choose another file")

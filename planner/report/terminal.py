@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
@@ -244,6 +244,16 @@ def notes(lines: Iterable[str]) -> RenderableType:
     for line in lines:
         grid.add_row("·", Text(line))
     return grid
+
+
+def show_tables(head: Sequence[str], tables: Iterable[Table], lines: Iterable[str], out: Console) -> None:
+    """A heading, sentences under it, tables one after another, and notes."""
+    for line, style in zip(head, ("bold", *[""] * len(head)), strict=False):
+        out.print(Text(line, style=style))
+    out.print()
+    for table in tables:
+        out.print(_table(table, tight=True, top=True))
+    out.print(notes(lines))
 
 
 def show_comparison(comparison: Comparison, out: Console) -> None:
