@@ -174,7 +174,7 @@ def contents_of(path: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise CardError(f"{shown} is cut short or no JSON ({error.msg}, line {error.lineno}); {_AGAIN}") from None
     except ValueError as error:
-        raise CardError(f"{shown[:60]} {error}; {_AGAIN}") from None
+        raise CardError(f"{shown} {error}; {_AGAIN}") from None
     if not isinstance(contents, dict) or contents.get("kind") != KIND:
         raise CardError(f"{shown} is not a profile; {_OTHER}")
     version = contents.get("version")

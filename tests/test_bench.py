@@ -175,7 +175,7 @@ def test_when_nothing_runs_the_first_reason_is_said(monkeypatch: pytest.MonkeyPa
 
     plan = run.plan("cpu", "tiny", "gemm", threads=1, seconds=0.2)
     monkeypatch.setattr(Gemm, "prepare", broken)
-    with pytest.raises(InputError, match="nothing could be measured, beginning with GEMV .*: no such kernel"):
+    with pytest.raises(InputError, match=r"nothing could be measured, beginning with GEMV .*: no such kernel"):
         run.run(plan, memory=False)
 
 
@@ -336,13 +336,14 @@ def test_the_cpu_is_described(cpu: Device) -> None:
     assert cpu.allocated() is None
 
 
-@pytest.mark.parametrize(("name", "words"), [("gpu", "unknown device"), ("cuda:x", "unknown device"), ("mps:1", "unknown device"), ("", None)])
-def test_unknown_devices_are_refused(name: str, words: str | None) -> None:
-    if words is None:
-        assert find_device(name or None).kind in ("cpu", "cuda", "mps")
-    else:
-        with pytest.raises(InputError, match=words):
-            find_device(name)
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "mps:1"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="unknown device"):
+        find_device(name)
+
+
+def test_some_device_is_found() -> None:
+    assert find_device().kind in ("cpu", "cuda", "mps")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -433,24 +434,3 @@ def test_measured_kernels_serve_in_place_of_shipped_ones(profile: Profile) -> No
     assert row is not None
     assert row in profile.kernels
     assert file.origin == "measured"
-
-
-REDUCE = """
-import os, sys
-from planner.bench import run
-plan = run.plan("cpu", "tiny", "link", threads=1)
-found = run.run(plan, memory=False)
-if os.environ["RANK"] == "0":
-    print(len(found.measured), found.measured[0].backend, found.skipped)
-import torch.distributed as distributed
-distributed.destroy_process_group()
-"""
-
-
-def test_processes_of_torchrun_sum_together(tmp_path: Path) -> None:
-    script = tmp_path / "reduce.py"
-    script.write_text(REDUCE, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["7", "gloo", "()"]

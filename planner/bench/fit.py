@@ -16,7 +16,7 @@ import numpy as np
 
 from planner.bench.device import Facts
 from planner.bench.entry import gpu_of
-from planner.bench.part import MOVES, Part, Peaks
+from planner.bench.part import Part, Peaks
 from planner.bench.predict import ByKernels
 from planner.bench.profile import Measured, Profile
 from planner.bench.shares import usage
@@ -182,8 +182,8 @@ def best_peaks(measured: Iterable[Measured], facts: Facts) -> Peaks:
             bandwidth = max(bandwidth, float(done.nbytes) / one.median_s)
         if float(done.flops) and one.kind == "gemm":
             flops[form] = max(flops.get(form, 0.0), float(done.flops) / one.median_s)
-    if not bandwidth:
-        streams = [one for one in measured if one.kind in MOVES]
+    if not bandwidth:  # nothing but products and attention, whose operands do not fit into the cache together either
+        streams = [one for one in measured if one.kind not in ("whole", "all-reduce", "host-copy")]
         bandwidth = max((float(m.parts[0].work().nbytes) / m.median_s for m in streams), default=1e9)
     return Peaks(
         bandwidth=bandwidth, flops=flops or {"bf16": 1e10}, origin="measured", units=facts.units,

@@ -39,8 +39,8 @@ def bench(
     only: Annotated[
         str | None,
         typer.Option(
-            metavar="CLASSES",
-            help="Of memory, gemm, attention, mla, prefill, experts, elementwise, layer, loop, host, link: gemm,attention.",
+            metavar="gemm,attention",
+            help="Some of memory, gemm, attention, mla, prefill, experts, elementwise, layer, loop, host, link.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -88,7 +88,8 @@ def bench(
         print(f"kvplan: {plan.words(repeat)}", file=sys.stderr)
     with _progress(first) as progress:
         known = run.known_kernels(plan.device.facts)
-        found = run.repeated(plan, repeat, progress, kernels=known, budget=limit)
+        checks = only is None or "memory" in plan.classes or limit is not None
+        found = run.repeated(plan, repeat, progress, kernels=known, memory=checks, budget=limit)
     run.leave()
     if not first:
         return
@@ -104,7 +105,7 @@ def bench(
         (path, lambda stream: profiles.write(found, stream)),
         (json, lambda stream: reports.write_answer(found, stream)),
         (csv, lambda stream: write_csv(reports.operator_table(found), stream)),
-        (md, lambda stream: reports.write_kind(found, ".md", stream)),
+        (md, lambda stream: reports.write_kind(found, "answer.md", stream)),
         (report, lambda stream: reports.write_kind(found, str(report), stream)),
     ]
     render(outputs, show)

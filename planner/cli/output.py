@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from planner.errors import InputError, OutputError
@@ -51,12 +52,13 @@ def check_outputs(paths: Sequence[str | None]) -> None:
     InputError
         If two outputs go to one file.
     OutputError
-        If a file lies in a folder that is not there or cannot be written to.
+        If one is a folder, or lies in one that is not there or cannot be written to.
     """
     named = [path if path == "-" else os.path.realpath(path) for path in paths if path is not None]
     if len(set(named)) < len(named):
         raise InputError(f"two outputs go to {max(named, key=named.count)!r}; give each its own file")
-    for path in named:
-        folder = os.path.dirname(path) or "."  # noqa: PTH120
-        if path != "-" and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):  # noqa: PTH112
-            raise OutputError(f"cannot write {path[:100]}: no folder that can be written to; choose another file")
+    for path in map(Path, named):
+        if str(path) != "-" and path.is_dir():
+            raise OutputError(f"cannot write {str(path)[:100]}: it is a folder; name a file")
+        if str(path) != "-" and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise OutputError(f"cannot write {str(path)[:100]}: no folder that can be written to; choose another file")

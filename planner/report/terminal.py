@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from planner.gpu import GpuSpec
     from planner.model import ModelSpec
     from planner.result import Plan
+    from planner.usage import Usage
     from planner.verbs.checklog import LogReport
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
@@ -335,12 +336,22 @@ def show_gpu(gpu: GpuSpec, out: Console) -> None:
     lines = [
         f"Dense peaks [TFLOP/s]: {peaks}",
         f"Link: {gpu.link.kind}",
+        _measured(gpu.measured) if gpu.measured else "",
         timed,
         gpu.note,
         *map(str, gpu.source),
         *rivals,
     ]
     out.print(_card(gpu_table([gpu]), gpu.aliases, lines))
+
+
+def _measured(usage: Usage) -> str:
+    where = f", {usage.file}" if usage.file else ""
+    when = f" on {usage.date}" if usage.date else ""
+    return (
+        f"Measured by kvplan bench{when}{where}: weights stream at {usage.memory:.0%} and caches at {usage.cache:.0%} of "
+        f"bandwidth, products reach {usage.compute:.0%} of peak."
+    )
 
 
 def show_kernels(table: Table, lines: Iterable[str], out: Console) -> None:
