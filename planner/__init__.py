@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from planner.verbs.compare import compare
     from planner.verbs.explain import explain
     from planner.verbs.plan import plan
+    from planner.verbs.roofline import roofline_of
     from planner.verbs.sweep import sweep
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _HOME = {
     "ModelSpec": "model",
     "plan": "verbs.plan",
     "Plan": "result",
+    "roofline_of": "verbs.roofline",
     "sweep": "verbs.sweep",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "load_model",
     "model_ids",
     "plan",
+    "roofline_of",
     "sweep",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from planner.errors import InputError
@@ -76,3 +77,19 @@ def _multiples(start: int, stop: int, factor: int, part: str) -> list[int]:
 def _unit(start: str) -> int:
     match = _SUFFIX.fullmatch(start.strip())
     return {"k": KIB, "m": MIB}.get(match[1].lower(), 1) if match else 1
+
+
+def thinned(values: list[int], most: int) -> list[int]:
+    """At most so many of rising positive values, spread evenly by ratio, the ends among them.
+
+    >>> thinned([1, 2, 4, 8, 16, 32], 3), thinned([1, 2], 8), thinned(list(range(1, 513)), 4)
+    ([1, 8, 32], [1, 2], [1, 8, 64, 512])
+    """
+    if len(values) <= most:
+        return values
+    first, ratio = values[0], values[-1] / values[0]
+
+    def nearest(wanted: float) -> int:
+        return min(values, key=lambda value: abs(math.log(value / wanted)))
+
+    return sorted({nearest(first * ratio ** (i / (most - 1))) for i in range(most)})

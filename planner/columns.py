@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.units import format_bytes, format_count, format_seconds, format_tokens
+from planner.units import format_bytes, format_count, format_flop, format_seconds, format_tokens
 
 Unit = Literal[
     "",
@@ -23,6 +23,7 @@ Unit = Literal[
     "share",
     "B/s",
     "FLOP/s",
+    "FLOP",
 ]
 
 
@@ -89,6 +90,8 @@ class Column:
                 return f"{value / 1e9:,.0f} GB/s"
             case "FLOP/s":
                 return f"{value / 1e12:,.4g} TFLOP/s"
+            case "FLOP":
+                return format_flop(value)
         return str(value)
 
 
@@ -208,6 +211,29 @@ EXPLAIN_COLUMNS = (
     Column("shown", "Shown"),
 )
 
+ROOFLINE_COLUMNS = (
+    Column("model", "Model"),
+    Column("gpu", "GPU"),
+    Column("tensor_parallel", "TP"),
+    Column("phase", "Phase"),
+    Column("tokens", "Tokens", "tokens"),
+    Column("batch", "Batch", "sequences"),
+    Column("operator", "Operator"),
+    Column("format", "Format"),
+    Column("flops", "Work", "FLOP"),
+    Column("weight_bytes", "Weights", "B"),
+    Column("cache_bytes", "Cache", "B"),
+    Column("sent_bytes", "Sent", "B"),
+    Column("launches", "Launches", "number"),
+    Column("arithmetic_intensity_flop_per_byte", "FLOP/B", "FLOP/B"),
+    Column("ideal_s", "Ideal", "s"),
+    Column("expected_s", "Expected", "s"),
+    Column("share", "Share", "%"),
+    Column("achieved_flop_per_s", "Achieved", "FLOP/s"),
+    Column("roof_flop_per_s", "Roof", "FLOP/s"),
+    Column("bound", "Bound by"),
+)
+
 MODEL_COLUMNS = (
     Column("id", "Model"),
     Column("parameters", "Params", "count"),
@@ -293,6 +319,41 @@ TIME_ERROR_COLUMNS = (
     Column("mean", "Expected: mean", "%"),
     Column("bias_error", "Bias", "%"),
     Column("inside", "Inside", "%"),
+)
+
+RUN_ERROR_COLUMNS = (TIME_ERROR_COLUMNS[0], TIME_ERROR_COLUMNS[1], Column("figure", "Figure"), *TIME_ERROR_COLUMNS[2:])
+
+_RUN_FIGURES: tuple[tuple[str, str, Unit], ...] = (
+    ("measured_{}_s", "Measured {}", "s"),
+    ("{}_s", "{}", "s"),
+    ("ideal_{}_s", "Ideal {}", "s"),
+    ("{}_error", "{} error", "%"),
+    ("ideal_{}_error", "Ideal {} error", "%"),
+    ("{}_inside", "{} inside", ""),
+)
+
+RUN_COLUMNS = (
+    Column("id", "Run"),
+    Column("mode", "Workers"),
+    Column("model", "Model"),
+    Column("kind", "Kind"),
+    Column("gpu", "GPU"),
+    Column("gpus", "GPUs"),
+    Column("engine", "Engine"),
+    Column("version", "Version"),
+    Column("weights", "Weights"),
+    Column("input_tokens", "Input", "tokens"),
+    Column("output_tokens", "Output", "tokens"),
+    Column("concurrency", "Requests", "number"),
+    Column("origin", "Origin"),
+    *(
+        Column(name.format(figure), label.format(figure.upper()), unit)
+        for figure in ("ttft", "tpot")
+        for name, label, unit in _RUN_FIGURES
+    ),
+    Column("reason", "Not planned because"),
+    Column("note", "Note"),
+    Column("source", "Source"),
 )
 
 TIME_COLUMNS = (

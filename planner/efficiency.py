@@ -64,14 +64,17 @@ class Interval(Row):
 
     Attributes
     ----------
+    figure
+        Time per output token or to the first one, with prefill and decode on the same workers or apart.
     experts, engines, seen
-        Models, engines and devices that it is for: with routed experts or without, and whether the device was measured.
+        Models, engines and devices that it is for: with routed experts or without, and whether the device was measured;
+        what is not given is for all.
     """
 
-    figure: Literal["tpot", "ttft"]
+    figure: Literal["tpot", "ttft", "tpot apart", "ttft apart"]
     experts: Flag | None = None
     engines: tuple[Text, ...] = ()
-    seen: Flag
+    seen: Flag | None = None
     low: Positive
     high: Positive
 
@@ -119,10 +122,18 @@ class Law(Row):
             (row.low, row.high)
             for row in self.interval
             if row.figure == figure
-            and row.seen == seen
+            and row.seen in (None, seen)
             and row.experts in (None, experts)
             and (not row.engines or engine in row.engines)
         )
+
+    def wider(self, figure: str, bounds: Bounds) -> Bounds:
+        """An interval that holds another and that of a figure."""
+        return _around(bounds, self.bounds(figure, False, "", False))
+
+
+def _around(one: Bounds, other: Bounds) -> Bounds:
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,8 @@ class Efficiency:
     interval, first_interval
         Factors on the expected time of a decode step or per output token, and to the first token, between which 80 % of
         measurements are meant to lie.
+    apart_interval, apart_first_interval
+        The same where prefill and decode have workers of their own.
     origin, whose
         What it rests on: measured, published or generic; and of which devices, in words.
     told
@@ -153,6 +166,8 @@ class Efficiency:
     in_step: float
     interval: Bounds
     first_interval: Bounds
+    apart_interval: Bounds
+    apart_first_interval: Bounds
     told: str
     basis: str
     source: tuple[Source, ...]
@@ -190,31 +205,27 @@ def _row(gpu: GpuSpec) -> Architecture:
 
 def _measured(usage: Usage, gpu: GpuSpec, law: Law, setup: Setup, engine: str, experts: bool) -> Efficiency:
     """What the device itself reached; links, 4-bit products and what an engine costs were not measured with it."""
-    served = setup.kernel_us > 0
+    row, served = _row(gpu), setup.kernel_us > 0
     lawful = served and gpu.architecture in law.architectures
-    link = law.link if lawful else _row(gpu).link
     shares = Shares(
         memory=usage.memory, narrow=usage.memory, cache=usage.cache, compute=usage.compute, compute8=usage.compute8,
-        compute4=usage.compute * law.compute4 / law.compute, grouped=usage.grouped, link=link,
-        launch_s=max(usage.launch_s, setup.kernel_us * MICRO), soft=True,
+        compute4=usage.compute * law.compute4 / law.compute, grouped=usage.grouped, link=law.link if lawful else row.link,
+        launch_s=max(usage.launch_s, _engine_floor(row, setup)), soft=True,
     )  # fmt: skip
-    low, high = first = usage.interval
-    loops = f"{usage.held_out} decode loops that were timed"
+    prompt_s, first_s = (max(usage.launch_s, s * served) for s in (law.prompt_kernel_s, law.first_kernel_s))
+    interval = first = usage.interval
+    loops = f"{usage.held_out} decode loops that were timed" if usage.held_out else "a guess"
     told = f"held at least 80 % of {loops}" if usage.held_out else "is a guess"
     if served:
-        seen = gpu.id in law.seen
-        step, prompts = (law.bounds(figure, experts, engine, seen) for figure in ("tpot", "ttft"))
-        first = min(low, prompts[0]), max(high, prompts[1])
-        low, high = min(low, step[0]), max(high, step[1])
+        step, prompts = (law.bounds(figure, experts, engine, gpu.id in law.seen) for figure in ("tpot", "ttft"))
+        interval, first = _around(interval, step), _around(first, prompts)
         told = f"is the wider of two: of {loops}, and of serving engines on {law.name} devices"
     return Efficiency(
         name=gpu.name, origin="measured", whose=f"by kvplan bench{_when(usage)}", shares=shares,
-        prompt=replace(
-            shares, link=law.prompt_link if lawful else link,
-            launch_s=max(usage.launch_s, law.prompt_kernel_s * served),
-        ),
-        first_kernel_s=max(usage.launch_s, law.first_kernel_s * served), in_step=law.in_step, interval=(low, high),
-        first_interval=first, told=told, basis=f"{usage.basis}, {usage.points} timings", source=(_own_source(usage),),
+        prompt=replace(shares, link=law.prompt_link if lawful else row.link, launch_s=prompt_s),
+        first_kernel_s=first_s, in_step=law.in_step, interval=interval, first_interval=first,
+        apart_interval=law.wider("tpot apart", interval), apart_first_interval=law.wider("ttft apart", first), told=told,
+        basis=f"{usage.basis}, {usage.points} timings", source=(_own_source(usage),),
     )  # fmt: skip
 
 
@@ -239,6 +250,7 @@ def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool)
         name=law.name, origin="published" if seen else "generic", whose=f"for {law.name} devices", shares=shares,
         prompt=replace(shares, link=law.prompt_link, launch_s=law.prompt_kernel_s),
         first_kernel_s=law.first_kernel_s, in_step=law.in_step, interval=interval, first_interval=first,
+        apart_interval=law.wider("tpot apart", interval), apart_first_interval=law.wider("ttft apart", first),
         told=f"held 77 to 79 % of measured times that the fit did not see{which}",
         basis=law.basis, source=law.source,
     )  # fmt: skip
@@ -250,20 +262,24 @@ def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bo
     shares = Shares(
         memory=row.memory, narrow=row.memory, cache=row.memory, compute=row.compute, compute8=row.compute * narrower,
         compute4=row.compute * narrowest, grouped=law.grouped, link=row.link,
-        launch_s=max(row.launch_s, setup.kernel_us * MICRO), soft=True,
+        launch_s=_engine_floor(row, setup) if served else row.launch_s, soft=True,
     )  # fmt: skip
-    low, high = row.interval
-    if served:
-        fitted = law.bounds("tpot", experts, engine, False)
-        low, high = min(low, fitted[0]), max(high, fitted[1])
-    first = law.bounds("ttft", experts, engine, False)
+    fitted, first = (law.bounds(figure, experts, engine, False) for figure in ("tpot", "ttft"))
+    interval = _around(row.interval, fitted) if served else row.interval
+    first = _around(interval, first)
     held = f"held {row.coverage:.0%} of {row.held_out} measured steps{row.caveat}" if row.held_out else "is a guess"
     return Efficiency(
         name=row.name, origin="generic", whose=f"for {row.name} devices", shares=shares,
         prompt=replace(shares, launch_s=law.prompt_kernel_s),
-        first_kernel_s=law.first_kernel_s if served else row.launch_s, in_step=law.in_step, interval=(low, high),
-        first_interval=(min(low, first[0]), max(high, first[1])), told=held, basis=row.basis, source=row.source,
+        first_kernel_s=law.first_kernel_s if served else row.launch_s, in_step=law.in_step, interval=interval,
+        first_interval=first, apart_interval=law.wider("tpot apart", interval),
+        apart_first_interval=law.wider("ttft apart", first), told=held, basis=row.basis, source=row.source,
     )  # fmt: skip
+
+
+def _engine_floor(row: Architecture, setup: Setup) -> float:
+    """What a kernel costs under the engine [s]: fitted on Hopper, elsewhere in proportion to the device's own floor."""
+    return row.launch_s * setup.kernel_us * MICRO / load_architectures()["Hopper"].launch_s
 
 
 @lru_cache(maxsize=1)

@@ -165,6 +165,18 @@ def format_count(count: float) -> str:
     return f"{count:,.0f}"
 
 
+def format_flop(count: float) -> str:
+    """Show an amount of arithmetic with a decimal prefix.
+
+    >>> format_flop(1.72e11), format_flop(6.54e12), format_flop(9.99e5), format_flop(12)
+    ('172.0 GFLOP', '6.54 TFLOP', '999.0 kFLOP', '12 FLOP')
+    """
+    for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= unit:
+            return f"{count / unit:,.{_decimals(count / unit)}f} {name}FLOP"
+    return f"{count:,.0f} FLOP"
+
+
 def _decimals(value: float) -> int:
     """Digits after the point for three significant ones, and one for hundreds."""
     size = abs(value)

@@ -108,7 +108,7 @@ def run(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
             "tokens of that memory",
         ),
         (SGLANG, {}, ("sglang", "0.5.9", "qwen3-235b-a22b-fp8", 4, "bf16", "fp8-block128"), "tokens of that memory"),
-        (TRTLLM, {}, ("trtllm", "1.0.0", "llama3.1-8b", 1, "bf16", "fp8"), "weights on a GPU"),
+        (TRTLLM, {}, ("trtllm", "1.0.0", "llama3.1-8b-fp8", 1, "bf16", "fp8"), "weights on a GPU"),
         (LLAMACPP, {}, ("llamacpp", None, "llama3-8b", 1, "fp16", "q4_k_m"), "weights, all devices"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from planner.errors import OutputError
-from planner.files import writing
+from planner.files import writing, writing_bytes
 
 
 def test_replaces_only_when_done(tmp_path: Path) -> None:
@@ -56,3 +56,15 @@ def test_new_files_have_the_usual_permissions(tmp_path: Path) -> None:
     plain = tmp_path / "b"
     plain.write_text("x")
     assert (tmp_path / "a").stat().st_mode == plain.stat().st_mode
+
+
+def test_bytes_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "out.png"
+    target.write_bytes(b"old")
+    with pytest.raises(TypeError), writing_bytes(target) as stream:
+        stream.write("text")  # type: ignore[call-overload]
+    assert target.read_bytes() == b"old"
+    with writing_bytes(target) as stream:
+        stream.write(b"\x00\r\n\xff")
+    assert target.read_bytes() == b"\x00\r\n\xff"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.png"]

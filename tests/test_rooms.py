@@ -22,13 +22,14 @@ ORDER = [
     "checkpoint.ggufstate", "checkpoint.gguflayer", "checkpoint.gguf", "checkpoint.load", "stage", "memory", "work",
     "roofline", "setup", "efficiency", "engine", "activations", "copies", "budget", "packed", "pool", "deployment",
     "settle", "evaluate", "serving", "emit", "lognames", "readings", "result", "remedies", "substitutions",
-    "derivations", "verbs.traffic", "verbs.plan", "verbs.sweep", "verbs.compare", "verbs.explain", "verbs.checklog",
-    "verbs.validate", "verbs.validate_times", "verbs.calibrate", "bench.naming", "bench.device", "bench.part",
-    "bench.timing", "bench.rig", "bench.attend", "bench.operator", "bench.experts", "bench.attention_operators",
-    "bench.layers", "bench.selection", "bench.profile", "bench.predict", "bench.entry", "bench.shares", "bench.fit",
-    "bench.memory_check", "bench.run", "bench.summary", "report.tables", "report.data", "bench.report",
-    "report.words", "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings", "cli.commands",
-    "cli.listings", "cli.checks", "cli.timings", "cli.bench", "cli.app",
+    "derivations", "verbs.traffic", "verbs.plan", "verbs.sweep", "verbs.compare", "verbs.explain", "verbs.roofline",
+    "verbs.checklog", "verbs.validate", "verbs.validate_times", "verbs.validate_serving", "verbs.calibrate",
+    "bench.naming", "bench.device", "bench.part", "bench.timing", "bench.rig", "bench.attend", "bench.operator",
+    "bench.experts", "bench.attention_operators", "bench.layers", "bench.selection", "bench.profile",
+    "bench.predict", "bench.entry", "bench.shares", "bench.fit", "bench.memory_check", "bench.run", "bench.summary",
+    "report.words", "report.tables", "report.data", "report.drawing", "report.charts", "bench.report",
+    "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings", "cli.commands", "cli.listings",
+    "cli.checks", "cli.timings", "cli.bench", "cli.app",
 ]  # fmt: skip
 
 
@@ -73,8 +74,9 @@ def test_nothing_above_report_prints() -> None:
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import planner", ("torch", "pandas", "rich", "numpy", "pydantic")),
+        ("import planner", ("torch", "pandas", "rich", "numpy", "pydantic", "altair")),
         ("from planner import plan; plan('llama3-70b', 'h100')", ("torch", "pandas", "rich", "typer")),
+        ("from planner.cli import commands; from planner.report import charts", ("altair", "vl_convert", "pandas")),
     ],
 )
 def test_importing_loads_nothing_heavy(statement: str, absent: tuple[str, ...]) -> None:

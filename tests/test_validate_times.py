@@ -20,7 +20,7 @@ CEILINGS = {
     "pope2022": (0.123, 0.237),
     "gpt-fast": (0.074, 0.100),
     "fastertransformer": (0.284, 0.306),
-    "tensorrt-llm": (0.113, 0.151),
+    "tensorrt-llm": (0.114, 0.151),
     "llama.cpp": (0.245, 0.313),
 }
 

@@ -58,5 +58,8 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> 
     assert run(kvplan, "validate", "capacity", "--csv", "-").count("log-") >= 200
     (elsewhere / "start.log").write_text("INFO GPU KV cache size: 33,504 tokens\n", encoding="utf-8")
     assert "vllm" in run(kvplan, "check-log", "start.log", "--model", "llama3-8b")
+    drawn = [kvplan, "roofline", "llama3-8b", "--gpu", "h100", "--html", "a.html"]  # without the extra
+    refused = subprocess.run(drawn, check=False, capture_output=True, text=True, env=env, cwd=elsewhere)
+    assert (refused.returncode, "pip install 'kvplan[charts]'" in refused.stderr) == (2, True)
     where = run(str(python), "-c", "import planner; print(planner.__file__)").strip()
     assert Path(where).is_relative_to(tmp_path / "env")

@@ -63,7 +63,7 @@ app.callback()(commands.top)
 gpus = typer.Typer(cls=_Gpus)
 gpus.command("list")(listings.gpus)
 gpus.command("new")(listings.new_gpu)
-for verb in (commands.plan, commands.compare, commands.sweep, commands.explain):
+for verb in (commands.plan, commands.compare, commands.sweep, commands.explain, commands.roofline):
     app.command(cls=EngineCommand)(verb)
 app.command()(bench.bench)
 for listing in (listings.models, listings.engines, listings.card, checks.validate, timings.calibrate):

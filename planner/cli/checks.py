@@ -93,7 +93,16 @@ def _times() -> Held:
     return Held(times_table(checks), times_summary(checks), lambda out: show_times(checks, out))
 
 
-FIGURES: dict[str, Callable[[], Held]] = {"capacity": _capacity, "times": _times}
+def _serving() -> Held:
+    from planner.report.tables import runs_summary, runs_table
+    from planner.report.terminal import show_runs
+    from planner.verbs.validate_serving import runs
+
+    checks = runs()
+    return Held(runs_table(checks), runs_summary(checks), lambda out: show_runs(checks, out))
+
+
+FIGURES: dict[str, Callable[[], Held]] = {"capacity": _capacity, "times": _times, "serving": _serving}
 """What `validate` can hold against published figures."""
 
 

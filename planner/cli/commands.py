@@ -24,6 +24,7 @@ from planner.cli.options import (
     Ep,
     Fraction,
     Gpu,
+    Html,
     Input,
     Json,
     Kv,
@@ -33,12 +34,14 @@ from planner.cli.options import (
     Model,
     Output,
     PadHeads,
+    Png,
     Pp,
     PrefixHits,
     Rate,
     Revision,
     Rounds,
     SourceTokens,
+    Svg,
     Tp,
     Weights,
     complete_gpus,
@@ -46,10 +49,12 @@ from planner.cli.options import (
     complete_quantities,
     complete_variants,
 )
-from planner.cli.output import Outputs, render, table_outputs
+from planner.cli.output import Outputs, chart_outputs, render, table_outputs
 from planner.errors import InputError
 
 if TYPE_CHECKING:
+    import altair as alt
+
     from planner.model import ModelSpec
     from planner.verbs.plan import Options
     from planner.verbs.sweep import Sweep
@@ -229,6 +234,8 @@ def sweep(
     batch: Annotated[
         str, typer.Option("--batch", "-b", help="Batches: 1,8,64, or 1:512 (every one), 1:512:8, 1:512:x2.")
     ] = "1",
+    input: Input = None,
+    output: Output = None,
     engine: Engine = "vllm",
     memory_fraction: Fraction = None,
     json: Json = None,
@@ -247,6 +254,8 @@ def sweep(
         kv=kv,
         batch=batch,
         context=context,
+        input=input,
+        output=output,
         engine=engine,
         memory_fraction=memory_fraction,
         settings=ctx.meta["settings"],
@@ -337,6 +346,77 @@ def explain(
 
     outputs: Outputs = [(json, lambda stream: stream.write(answer.to_json() + "\n"))]
     render([*outputs, *table_outputs(explanation_table(answer), None, csv, md)], show)
+
+
+def roofline(
+    ctx: typer.Context,
+    model: Model,
+    gpu: Gpu,
+    tp: Tp = None,
+    pp: Pp = None,
+    dp: Dp = None,
+    ep: Ep = False,
+    weights: Weights = None,
+    kv: Kv = None,
+    context: Context = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            "-b",
+            help="Batches: 16, or 1,8,64, or 1:256:x2; by default doublings up to what fits.",
+            rich_help_panel="Workload",
+        ),
+    ] = None,
+    prefill: Annotated[
+        bool,
+        typer.Option("--prefill", help="The prefill of one prompt of --context tokens.", rich_help_panel="Workload"),
+    ] = False,
+    engine: Engine = "vllm",
+    attention: Attention = None,
+    memory_fraction: Fraction = None,
+    kv_memory: KvMemory = None,
+    source: SourceTokens = None,
+    kv_shard: KvShard = "heads",
+    pad_heads: PadHeads = False,
+    revision: Revision = None,
+    assume_decoder: AssumeDecoder = False,
+    html: Html = None,
+    png: Png = None,
+    svg: Svg = None,
+    json: Json = None,
+    csv: Csv = None,
+    md: Md = None,
+) -> None:
+    """Place the operators of a step on the GPU's roofline, by batch: what bounds each, and what the time goes to."""
+    from planner.report import tables, words
+    from planner.verbs.roofline import roofline_of
+
+    options = _options(
+        ctx, tp, pp, weights, kv, engine, memory_fraction, kv_memory, source, kv_shard, pad_heads, dp, ep
+    )
+    spec = _spec(model, revision, assume_decoder)
+    answer = roofline_of(spec, gpu, batch=batch, context=context, prefill=prefill, attention=attention, **options)
+
+    def draw() -> alt.TopLevelMixin:
+        from planner.report.charts import roofline_chart
+
+        return roofline_chart(answer)
+
+    def write_md(stream: IO[str]) -> None:
+        from planner.report.data import write_markdown
+
+        head = [" on ".join(words.title(answer)), *words.roofline_facts(answer)]
+        write_markdown(tables.roofline_tables(answer), stream, head, answer.notes)
+
+    def show() -> None:
+        from planner.report.terminal import console, show_roofline
+
+        show_roofline(answer, console())
+
+    pictures = chart_outputs(draw, " on ".join(words.title(answer)), html, png, svg)
+    outputs: Outputs = [(json, lambda stream: stream.write(answer.to_json() + "\n")), (md, write_md)]
+    render([*outputs, *table_outputs(tables.roofline_table(answer), None, csv, None)], show, pictures)
 
 
 def _spec(model: str, revision: str | None, assume_decoder: bool) -> str | ModelSpec:

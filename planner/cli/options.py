@@ -210,3 +210,9 @@ Csv = Annotated[
     str | None, typer.Option("--csv", metavar="FILE", help="Write CSV, base units.", rich_help_panel=_OUTPUT)
 ]
 Md = Annotated[str | None, typer.Option("--md", metavar="FILE", help="Write Markdown.", rich_help_panel=_OUTPUT)]
+Html = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Draw a page that opens offline.", rich_help_panel=_OUTPUT),
+]
+Png = Annotated[str | None, typer.Option("--png", metavar="FILE", help="Draw a PNG.", rich_help_panel=_OUTPUT)]
+Svg = Annotated[str | None, typer.Option("--svg", metavar="FILE", help="Draw an SVG.", rich_help_panel=_OUTPUT)]

@@ -1,7 +1,11 @@
-"""Where answers go: files, standard output, the screen. Data on standard output, notes and progress on standard error."""
+"""Where answers go: files, pictures, standard output, the screen.
+
+Data on standard output, notes and progress on standard error.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -9,28 +13,63 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from planner.errors import InputError, OutputError
-from planner.files import writing
+from planner.files import writing, writing_bytes
 
 if TYPE_CHECKING:
+    import altair as alt
+
     from planner.report.tables import Table
 
 Writer = Callable[[IO[str]], object]
 Outputs = Sequence[tuple[str | None, Writer]]
+Pictures = Sequence[tuple[str | None, Callable[[], bytes]]]
 
 
-def render(outputs: Outputs, show: Callable[[], object]) -> None:
-    """Write what was asked for; the screen is shown unless standard output carries data."""
+def render(outputs: Outputs, show: Callable[[], object], pictures: Pictures = ()) -> None:
+    """Write what was asked for, pictures too; the screen is shown unless standard output carries data."""
     wanted = [(path, write) for path, write in outputs if path is not None]
-    paths = [path if path == "-" else os.path.realpath(path) for path, _ in wanted]
+    drawn = [(path, draw) for path, draw in pictures if path is not None]
+    paths = [path if path == "-" else os.path.realpath(path) for path, _ in (*wanted, *drawn)]
     if len(set(paths)) < len(paths):
         raise InputError(f"two outputs go to {max(paths, key=paths.count)!r}; give each its own file")
     for path, write in wanted:
         with writing(path) as stream:
             write(stream)
-        if path != "-":
-            print(f"kvplan: wrote {path}", file=sys.stderr)
+        _say(path)
+    for path, draw in drawn:
+        with writing_bytes(path) as raw:
+            raw.write(draw())
+        _say(path)
     if "-" not in paths:
         show()
+
+
+def _say(path: str) -> None:
+    if path != "-":
+        print(f"kvplan: wrote {path}", file=sys.stderr)
+
+
+def chart_outputs(
+    draw: Callable[[], alt.TopLevelMixin], title: str, html: str | None, png: str | None = None, svg: str | None = None
+) -> Pictures:
+    """Pictures of one chart, which is drawn once, when the first is written.
+
+    Raises
+    ------
+    InputError
+        If one is asked for and what draws it is not installed; before anything is written.
+    """
+    if html is png is svg is None:
+        return ()
+    from planner.report.drawing import Kind, check_installed, picture
+
+    check_installed()
+    chart = functools.cache(draw)
+
+    def drawer(kind: Kind) -> Callable[[], bytes]:
+        return lambda: picture(chart(), kind, title)
+
+    return [(html, drawer("html")), (png, drawer("png")), (svg, drawer("svg"))]
 
 
 def table_outputs(table: Table, json: str | None, csv: str | None, md: str | None) -> Outputs:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from planner.axes import thinned
 from planner.columns import (
     BUDGET_COLUMNS,
     CAPACITY_COLUMNS,
@@ -22,6 +23,9 @@ from planner.columns import (
     LOG_COLUMNS,
     MODEL_COLUMNS,
     REMEDY_COLUMNS,
+    ROOFLINE_COLUMNS,
+    RUN_COLUMNS,
+    RUN_ERROR_COLUMNS,
     SERVING_COLUMNS,
     SWEEP_COLUMNS,
     TIME_COLUMNS,
@@ -30,9 +34,10 @@ from planner.columns import (
 )
 from planner.memory import cache_curve
 from planner.precision import find_kv
+from planner.report.words import interval
 from planner.result import DecodePlan, Plan, ServingPoint
 from planner.stage import stages_of
-from planner.units import format_gib
+from planner.units import format_gib, format_seconds
 
 if TYPE_CHECKING:
     from planner.engine import Engine
@@ -42,7 +47,9 @@ if TYPE_CHECKING:
     from planner.verbs.checklog import LogReport
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
+    from planner.verbs.roofline import OperatorTime, Roofline, RooflineStep
     from planner.verbs.validate import LogCheck
+    from planner.verbs.validate_serving import ServingCheck
     from planner.verbs.validate_times import TimeCheck
 
 Record = Mapping[str, Any]
@@ -186,6 +193,85 @@ def explanation_table(explanation: Explanation) -> Table:
     return Table(explanation.quantity, EXPLAIN_COLUMNS, (explanation.to_dict(),))
 
 
+def roofline_table(answer: Roofline) -> Table:
+    """Every operator at every batch."""
+    constants = {
+        "model": answer.model.id,
+        "gpu": answer.gpu.id,
+        "tensor_parallel": answer.deployment.tensor_parallel,
+        "phase": answer.phase,
+        "tokens": answer.tokens,
+    }
+    rows = ({**constants, **_operator_row(one)} for one in answer.operators)
+    return Table("Operators on the roofline", ROOFLINE_COLUMNS, tuple(rows))
+
+
+def _operator_row(one: OperatorTime) -> Record:
+    return {**one.to_dict(), "arithmetic_intensity_flop_per_byte": one.arithmetic_intensity}
+
+
+def roofline_tables(answer: Roofline, most: int = 8) -> list[Table]:
+    """Operators as people see them: at the smallest and the largest batch, and their shares at up to so many batches."""
+    ends = list(dict.fromkeys((answer.steps[0], answer.steps[-1])))
+    shares = [_shares(answer, most)] if len(answer.steps) > 2 else []
+    return [*(_step_table(answer, step) for step in ends), *shares]
+
+
+_STEP = (
+    "operator",
+    "arithmetic_intensity_flop_per_byte",
+    "achieved_flop_per_s",
+    "ideal_s",
+    "expected_s",
+    "share",
+    "bound",
+)
+
+
+def _step_table(answer: Roofline, step: RooflineStep) -> Table:
+    """Operators of one step; a dash is where there is no such thing."""
+    by_name = {column.name: column for column in ROOFLINE_COLUMNS}
+    read = Column("read_bytes", "Read", "B")
+    columns = [by_name[name] for name in _STEP]
+    columns[2:3] = [read, Column("teraflops", "TFLOP/s", "number"), Column("of_roof", "Of roof", "%")]
+    rows = (_step_row(one) for one in answer.operators if one.batch == step.batch)
+    return Table(_step_title(answer, step), tuple(columns), tuple(rows))
+
+
+def _step_title(answer: Roofline, step: RooflineStep) -> str:
+    what = f"Prompt of {answer.tokens:,} tokens" if answer.phase == "prefill" else f"Batch {step.batch:,}"
+    within = f" ({interval(step.interval_s)})" if step.interval_s else ""
+    unfit = "" if step.fits else "; does not fit"
+    return f"{what}: {format_seconds(step.step_s)} expected{within}, {format_seconds(step.ideal_step_s)} ideal{unfit}"
+
+
+def _step_row(one: OperatorTime) -> Record:
+    achieved, roof, read = one.achieved_flop_per_s, one.roof_flop_per_s, one.weight_bytes + one.cache_bytes
+    intensity = one.arithmetic_intensity
+    values = {
+        "arithmetic_intensity_flop_per_byte": f"{intensity:,.{1 if intensity < 100 else 0}f}" if intensity else None,
+        "read_bytes": read or None,
+        "teraflops": None if achieved is None else _three_digits(achieved / 1e12),
+        "of_roof": achieved / roof if achieved and roof else None,
+    }
+    return {**one.to_dict(), **{name: "–" if value is None else value for name, value in values.items()}}
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def _shares(answer: Roofline, most: int) -> Table:
+    """Shares of the expected time, operators by batches, over the whole step."""
+    batches = thinned([step.batch for step in answer.steps], most)
+    columns = (Column("operator", "Operator"), *(Column(str(b), f"{b:,}", "%") for b in batches))
+    rows: dict[str, dict[str, str]] = {}
+    for one in answer.operators:
+        rows.setdefault(one.operator, {"operator": one.operator})[str(one.batch)] = f"{one.share:.0%}"
+    steps = {str(step.batch): format_seconds(step.step_s) for step in answer.steps}
+    return Table("Share of the expected time by batch", columns, (*rows.values(), {"operator": "step", **steps}))
+
+
 def model_table(models: Iterable[ModelSpec]) -> Table:
     """The model catalogue; KV per token is in bf16 while windows fill."""
     return Table("Models", MODEL_COLUMNS, tuple(_model_row(m) for m in models))
@@ -276,6 +362,18 @@ def times_summary(checks: tuple[TimeCheck, ...]) -> Table:
     from planner.verbs.validate_times import summary
 
     return Table("Errors against published times", TIME_ERROR_COLUMNS, _records(summary(checks)))
+
+
+def runs_table(checks: Iterable[ServingCheck]) -> Table:
+    """Every serving run, measured against predicted."""
+    return Table("Serving runs", RUN_COLUMNS, _records(checks))
+
+
+def runs_summary(checks: tuple[ServingCheck, ...]) -> Table:
+    """Errors of TPOT and TTFT, by workers, kind of model, engine, device and model."""
+    from planner.verbs.validate_serving import summary
+
+    return Table("Errors against serving runs", RUN_ERROR_COLUMNS, _records(summary(checks)))
 
 
 def kernel_table(fits: Iterable[KernelFit], title: str) -> Table:

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from planner.columns import SWEEP_COLUMNS, Column
+from planner.columns import Column
 from planner.report import words
 from planner.report.tables import (
     Record,
@@ -27,6 +27,9 @@ from planner.report.tables import (
     log_table,
     model_table,
     plan_tables,
+    roofline_tables,
+    runs_summary,
+    runs_table,
     serving_tables,
     times_summary,
     times_table,
@@ -42,8 +45,10 @@ if TYPE_CHECKING:
     from planner.verbs.checklog import LogReport
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
+    from planner.verbs.roofline import Roofline
     from planner.verbs.sweep import Sweep
     from planner.verbs.validate import LogCheck
+    from planner.verbs.validate_serving import ServingCheck
     from planner.verbs.validate_times import TimeCheck
 
 MIN_WIDTH, MAX_WIDTH = 60, 120
@@ -62,18 +67,9 @@ _BAR = {
 
 _INTERVALS = {"interval", "ttft", "tpot"}
 _WHOLE = {
-    "option",
-    "engine_option",
-    "flag",
-    "default",
-    "id",
-    "tensor_parallel",
-    "fits",
-    "phase",
-    "group",
-    "kind",
-    "format",
-}
+    "option", "engine_option", "flag", "default", "id", "tensor_parallel", "fits", "phase", "group", "kind", "format",
+    "operator",
+}  # fmt: skip
 """Columns of text that are never broken, so that they can be read at a glance and copied."""
 
 
@@ -200,7 +196,7 @@ def _served(table: Table, width: int) -> Table:
     by_name = {column.name: column for column in table.columns}
     columns = [replace(by_name[name], label=label) if name in by_name else Column(name, label) for name, label in shown]
     rows = tuple(
-        {**row, **{f: words.between(row[f"{f}_low_s"], row[f"{f}_high_s"]) for f in ("ttft", "tpot")}}
+        {**row, **{f: words.interval((row[f"{f}_low_s"], row[f"{f}_high_s"])) for f in ("ttft", "tpot")}}
         for row in table.rows
     )
     return Table(table.title, tuple(columns), rows)
@@ -210,7 +206,7 @@ def _interval_in_one(table: Table) -> Table:
     """The decode table with low and high in one column: what fits on a screen."""
     rows = []
     for row in table.rows:
-        shown = words.between(row["step_low_s"], row["step_high_s"])
+        shown = words.interval((row["step_low_s"], row["step_high_s"]))
         rows.append(
             {**row, "interval": shown, "bound": row["bound"] if row["fits"] else f"{row['bound']}; does not fit"}
         )
@@ -273,6 +269,45 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
     out.print(notes(comparison.notes))
 
 
+def show_roofline(answer: Roofline, out: Console) -> None:
+    """Operators on the roofline, at the smallest and the largest batch, and their shares over all."""
+    model, gpus = words.title(answer)
+    out.print(Text.assemble((model, "bold"), " on ", (gpus, "bold")))
+    for line in words.roofline_facts(answer):
+        out.print(Text(line))
+    out.print()
+    least = {"read_bytes": 112, "of_roof": 100, "bar": 80, "teraflops": 80}
+    hidden = {name for name, width in least.items() if out.width < width}
+    for table in roofline_tables(answer, 8 if out.width >= 100 else 6 if out.width >= 80 else 4):
+        out.print(_table(_with_bars(table, hidden), tight=True))
+    out.print(notes(answer.notes))
+
+
+_CELLS = 6
+"""Cells of a whole bar in a table."""
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def _with_bars(table: Table, hidden: set[str]) -> Table:
+    """A table with its shares drawn beside them, less what is hidden."""
+    columns = list(table.columns)
+    at = next((i for i, column in enumerate(columns) if column.name == "share"), None)
+    if at is not None:
+        columns.insert(at + 1, Column("bar", ""))
+    rows = [{**row, "bar": _share_bar(row["share"])} if at is not None else row for row in table.rows]
+    return Table(table.title, tuple(c for c in columns if c.name not in hidden), tuple(rows))
+
+
+def _share_bar(share: float) -> str:
+    """A share as a bar, to an eighth of a cell.
+
+    >>> _share_bar(0.5), _share_bar(0.3), _share_bar(0.001)
+    ('███', '█▊', '')
+    """
+    whole, eighths = divmod(round(share * _CELLS * 8), 8)
+    return "█" * whole + _EIGHTHS[eighths].strip()
+
+
 def show_explanation(explanation: Explanation, out: Console) -> None:
     """Formula, numbers, result, sources."""
     grid = RichTable.grid(padding=(0, 2, 0, 0))
@@ -314,7 +349,18 @@ def show_sweep(table: Sweep, out: Console, rows: int = 20) -> None:
         names |= {"weights", "max_batch", "decode_bound"}
     if out.width >= 120:
         names |= {"kv_bytes_per_sequence", "decode_ideal_step_s"}
-    columns = tuple(c for c in SWEEP_COLUMNS if c.name in names)
+    if table.load is not None:
+        names = names - {
+            "context_tokens",
+            "decode_step_s",
+            "decode_tokens_per_s",
+            "decode_bound",
+            "kv_bytes_per_sequence",
+        }
+        names |= {"ttft_s", "tpot_s", "tokens_per_s_per_gpu"} | (
+            {"running", "requests_per_s"} if out.width >= 100 else set()
+        )
+    columns = tuple(c for c in table.columns if c.name in names)
     title = "1 row" if len(table) == 1 else f"{len(table):,} rows"
     out.print(_table(Table(title, columns, tuple(table.head(rows))), tight=True))
     if len(table) > rows:
@@ -455,6 +501,26 @@ def show_times(checks: tuple[TimeCheck, ...], out: Console) -> None:
     _show_times("Not counted", apart, {"id", "error", "note"}, out)
     more = "--csv FILE writes each with its source; validation/README.md says what was held against what"
     out.print(notes([f"{len(checks)} times, {len(checks) - len(apart)} of them counted; {more}."]))
+
+
+def show_runs(checks: tuple[ServingCheck, ...], out: Console) -> None:
+    """How far off kvplan is on serving runs, and the runs that it misses most."""
+    from planner.verbs.validate_serving import misses
+
+    summary = runs_summary(checks)
+    hidden = {"by"} if out.width >= 100 else {"by", "ideal_mean", "mean"}
+    columns = tuple(c for c in summary.columns if c.name not in hidden)
+    for by in dict.fromkeys(row["by"] for row in summary.rows):
+        held = tuple(row for row in summary.rows if row["by"] == by)
+        out.print(_table(Table(f"Error of serving, by {by}", columns, held), tight=True))
+    worst = runs_table(misses(checks, 3))
+    names = {"model", "gpu", "engine", "concurrency", "measured_tpot_s", "tpot_s", "tpot_error"}
+    names |= {"input_tokens", "output_tokens"} if out.width >= 100 else set()
+    columns = tuple(c for c in worst.columns if c.name in names)
+    out.print(_table(Table("The largest misses of each engine", columns, worst.rows), tight=True, top=True))
+    failed = sum(bool(check.reason) for check in checks)
+    more = "--csv FILE writes each with its source; validation/README.md has the errors of runs left out of the fit"
+    out.print(notes([f"{len(checks)} runs, {len(checks) - failed} of them predicted; {more}."]))
 
 
 def _show_times(title: str, checks: tuple[TimeCheck, ...], names: set[str], out: Console) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from planner.units import format_bytes, format_count, format_gib, format_seconds, format_tokens
 
 if TYPE_CHECKING:
-    from planner.result import GpuFacts, Plan, PoolFacts
+    from planner.result import DeploymentFacts, GpuFacts, Plan, PoolFacts
+    from planner.verbs.roofline import Roofline
 
 
-def title(plan: Plan) -> tuple[str, str]:
+def title(answer: Plan | Roofline) -> tuple[str, str]:
     """The model, and what it runs on."""
-    return plan.model.name, devices(plan.gpu)
+    return answer.model.name, devices(answer.gpu)
 
 
 def devices(gpu: GpuFacts) -> str:
@@ -43,19 +44,45 @@ def facts(plan: Plan) -> Iterator[str]:
     if memory.state_bytes_per_sequence:
         kv += f" · state {format_bytes(memory.state_bytes_per_sequence)} a sequence"
     yield f"weights {deployment.weights} {format_bytes(memory.weight_bytes)} · {kv}"
-    degrees = [f"TP {deployment.tensor_parallel}"]
-    if deployment.data_parallel > 1:
-        degrees.append(f"DP {deployment.data_parallel}")
-    if deployment.pipeline_parallel > 1:
-        degrees.append(f"PP {deployment.pipeline_parallel}")
-    experts = " · experts whole" if deployment.expert_parallel else ""
     engine = "no engine" if deployment.engine == "none" else f"{deployment.engine} {deployment.engine_version}"
     given = deployment.kv_memory
     share = f"{deployment.memory_fraction:.3g} of memory" if given is None else f"{format_bytes(given)} of cache a GPU"
     limits = ""
     if deployment.step_tokens:
         limits = f" · {deployment.step_tokens:,} tokens and {deployment.sequences:,} sequences in a pass"
-    yield f"{' × '.join(degrees)}{experts} · {engine} with {share}{limits}"
+    yield f"{degrees(deployment)} · {engine} with {share}{limits}"
+
+
+def degrees(deployment: DeploymentFacts) -> str:
+    """How the model is cut."""
+    named = {"TP": deployment.tensor_parallel, "DP": deployment.data_parallel, "PP": deployment.pipeline_parallel}
+    cut = " × ".join(f"{name} {degree}" for name, degree in named.items() if degree > 1 or name == "TP")
+    return cut + (" · experts whole" if deployment.expert_parallel else "")
+
+
+def roofline_facts(answer: Roofline) -> Iterator[str]:
+    """What is placed on which roofline, a line each."""
+    deployment = answer.deployment
+    what = "decode step, each sequence holding" if answer.phase == "decode" else "prefill of"
+    yield f"{what} {answer.tokens:,} tokens · weights {deployment.weights} · KV {deployment.kv} · {degrees(deployment)}"
+    roofs = [
+        f"{roof.format} {roof.peak_flop_per_s / 1e12:,.4g} TFLOP/s from {roof.ridge_flop_per_byte:,.0f} FLOP/B on"
+        for roof in answer.roofs
+    ]
+    yield " · ".join([f"roof of one GPU: {answer.bandwidth_bytes_per_s / 1e9:,.0f} GB/s", *roofs])
+
+
+def interval(ends: tuple[float, float] | None) -> str:
+    """From when to when, the unit said once if it is the same; nothing if unknown [s].
+
+    >>> interval((0.0142, 0.0333)), interval((0.0009, 0.0012)), interval(None)
+    ('14.2 – 33.3 ms', '900.0 µs – 1.20 ms', '')
+    """
+    if ends is None:
+        return ""
+    low, high = map(format_seconds, ends)
+    number, _, unit = low.rpartition(" ")
+    return f"{number if unit == high.rpartition(' ')[2] else low} – {high}"
 
 
 def pool(plan: Plan) -> Iterator[str]:
@@ -127,7 +154,7 @@ def serving(plan: Plan) -> Iterator[str]:
         ("each further token", served.tpot_s, served.tpot_interval_s, served.ideal_tpot_s),
     ):
         short = "TTFT" if name == "first token" else "TPOT"
-        yield f"  {short} {format_seconds(value)} ({between(low, high)}; ideal {format_seconds(ideal)}): {name}"
+        yield f"  {short} {format_seconds(value)} ({interval((low, high))}; ideal {format_seconds(ideal)}): {name}"
     yield (
         f"  {served.requests_per_s:.3g} requests/s · {served.tokens_per_s:,.0f} output tokens/s, "
         f"{served.tokens_per_s_per_gpu:,.0f} a GPU, {served.tokens_per_s_per_user:,.1f} each"
@@ -139,17 +166,6 @@ def serving(plan: Plan) -> Iterator[str]:
         yield f"  {served.running:,} of them run at once; the cache holds no more, and the others wait."
 
 
-def between(low: float, high: float) -> str:
-    """An interval in one unit where both ends have the same.
-
-    >>> between(0.0012, 0.0031), between(0.00091, 0.0031)
-    ('1.20 – 3.10 ms', '910 µs – 3.10 ms')
-    """
-    first, last = format_seconds(low), format_seconds(high)
-    number, _, unit = first.rpartition(" ")
-    return f"{number if unit == last.rpartition(' ')[2] else first} – {last}"
-
-
 def remarks(plan: Plan) -> Iterator[str]:
     """Where weights stop being the bound, prefill, and the plan's notes."""
     if plan.crossover:
@@ -158,9 +174,9 @@ def remarks(plan: Plan) -> Iterator[str]:
         yield f"From batch {plan.crossover.batch:,} on{beyond}, {plan.crossover.bound} rather than weights bounds the step."
     if plan.prefill.ttft_s is not None and plan.prefill.ideal_s is not None:
         ideal, expected = format_seconds(plan.prefill.ideal_s), format_seconds(plan.prefill.ttft_s)
-        interval = f" ({between(*plan.prefill.interval_s)})" if plan.prefill.interval_s else ""
+        within = f" ({interval(plan.prefill.interval_s)})" if plan.prefill.interval_s else ""
         yield (
-            f"First token of one prompt of {plan.prefill.tokens:,} tokens, on idle devices: {expected}{interval}; "
+            f"First token of one prompt of {plan.prefill.tokens:,} tokens, on idle devices: {expected}{within}; "
             f"ideal {ideal}."
         )
     yield from plan.notes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -18,7 +18,7 @@ import numpy as np
 from planner.axes import parse_axis, parse_names
 from planner.cached import UNBOUNDED
 from planner.checkpoint.load import load_model
-from planner.columns import SWEEP_COLUMNS
+from planner.columns import LOAD_COLUMNS, SWEEP_COLUMNS, Column
 from planner.deployment import Deployment
 from planner.errors import InputError
 from planner.evaluate import Evaluation, evaluate, interval_s
@@ -28,9 +28,11 @@ from planner.measured import find_gpu
 from planner.memory import weight_bytes
 from planner.model import ModelSpec
 from planner.roofline import BOUNDS
+from planner.serving import Load, serve
 from planner.settle import MAX_BATCH, MAX_GPUS, deploy, parse_gpu
 from planner.units import MAX_TOKENS, parse_tokens
 from planner.verbs.plan import check_context
+from planner.verbs.traffic import read_ask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,12 +64,20 @@ class Sweep:
         Contexts of each deployment, those within its model's limit [tokens].
     skipped
         Combinations that cannot be, in words, such as a degree that does not divide the heads.
+    load
+        What requests ask for, where they were described; batches are then numbers of requests in the system.
     """
 
     deployments: tuple[Deployment, ...]
     batches: IntArray
     contexts: tuple[IntArray, ...]
     skipped: tuple[str, ...]
+    load: Load | None = None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Columns of the table."""
+        return SWEEP_COLUMNS + LOAD_COLUMNS if self.load else SWEEP_COLUMNS
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -79,30 +89,30 @@ class Sweep:
             step = max(1, CHUNK_ROWS // max(1, len(contexts)))
             for start in range(0, len(self.batches), step):
                 batches = self.batches[start : start + step]
-                yield _chunk(deployment, batches[:, None], contexts[None, :])
+                yield _chunk(deployment, batches[:, None], contexts[None, :], self.load)
 
     def to_pandas(self) -> pd.DataFrame:
         """The whole table as a pandas DataFrame; a limit that memory does not set is missing."""
         import pandas as pd
 
-        names = [c.name for c in SWEEP_COLUMNS]
+        names = [c.name for c in self.columns]
         frame = pd.concat([pd.DataFrame(chunk) for chunk in self.chunks()], ignore_index=True)[names]
         limits = {name: "Int64" for name in ("max_batch", "max_context_tokens") if frame[name].dtype == object}
         return frame.astype(limits)
 
     def write_csv(self, stream: IO[str], progress: Callable[[int], object] = lambda rows: None) -> None:
         """Write the table as CSV, a chunk at a time; ``progress`` is told the rows of each."""
-        stream.write(",".join(c.name for c in SWEEP_COLUMNS) + "\n")
+        stream.write(",".join(c.name for c in self.columns) + "\n")
         for chunk in self.chunks():
-            stream.writelines(csv_lines(chunk))
+            stream.writelines(csv_lines(chunk, self.columns))
             progress(len(chunk["batch"]))
 
     def write_json(self, stream: IO[str], progress: Callable[[int], object] = lambda rows: None) -> None:
         """Write the table as an array of objects, a chunk at a time."""
-        names = [c.name for c in SWEEP_COLUMNS]
+        names = [c.name for c in self.columns]
         comma = "[\n"
         for chunk in self.chunks():
-            for row in _records(chunk):
+            for row in _records(chunk, self.columns):
                 stream.write(comma + json.dumps(dict(zip(names, row, strict=True)), allow_nan=False))
                 comma = ",\n"
             progress(len(chunk["batch"]))
@@ -110,18 +120,18 @@ class Sweep:
 
     def write_markdown(self, stream: IO[str], progress: Callable[[int], object] = lambda rows: None) -> None:
         """Write the table as Markdown, a chunk at a time."""
-        stream.write("| " + " | ".join(c.label for c in SWEEP_COLUMNS) + " |\n")
-        stream.write("|" + "|".join(" ---: " if c.unit else " --- " for c in SWEEP_COLUMNS) + "|\n")
+        stream.write("| " + " | ".join(c.label for c in self.columns) + " |\n")
+        stream.write("|" + "|".join(" ---: " if c.unit else " --- " for c in self.columns) + "|\n")
         for chunk in self.chunks():
-            for row in _records(chunk):
-                cells = (c.show(value) for c, value in zip(SWEEP_COLUMNS, row, strict=True))
+            for row in _records(chunk, self.columns):
+                cells = (c.show(value) for c, value in zip(self.columns, row, strict=True))
                 stream.write("| " + " | ".join(cells) + " |\n")
             progress(len(chunk["batch"]))
 
     def head(self, rows: int) -> list[dict[str, Any]]:
         """The first rows, as mappings of column to value."""
-        names = [c.name for c in SWEEP_COLUMNS]
-        every = (row for chunk in self.chunks() for row in _records(chunk))
+        names = [c.name for c in self.columns]
+        every = (row for chunk in self.chunks() for row in _records(chunk, self.columns))
         return [dict(zip(names, row, strict=True)) for row in itertools.islice(every, rows)]
 
     def to_csv(self, path: str | Path) -> None:
@@ -134,7 +144,8 @@ def sweep(
     models: Many[str | Path | ModelSpec], gpus: Many[str | Path | GpuSpec], *,
     tp: Many[int] | str | None = None, pp: Many[int] | str | None = None, weights: Many[str | None] = None,
     kv: Many[str | None] = None, batch: Many[int | str] = 1, context: Many[int | str] | None = None,
-    engine: str = "vllm", memory_fraction: float | str | None = None, settings: Mapping[str, Any] | None = None,
+    input: int | str | None = None, output: int | str | None = None, engine: str = "vllm",
+    memory_fraction: float | str | None = None, settings: Mapping[str, Any] | None = None,
 ) -> Sweep:  # fmt: skip
     """Every combination of the axes given; each is one value, several, or text as on the command line.
 
@@ -152,6 +163,10 @@ def sweep(
     context
         Tokens that each holds, ``"1k:128k:x2"``; those above a model's limit are skipped for it. By default 8,192 or the
         model's limit.
+
+    input, output
+        Tokens of a prompt and of an answer: adds what requests would see, ``batch`` of them in the system at once. A
+        sequence then holds both, and no context is given.
 
     Returns
     -------
@@ -174,7 +189,12 @@ def sweep(
     batches = np.unique(np.array(_numbers(batch, "batch", MAX_BATCH), dtype=np.int64))
     if not batches.size or not specs or not devices:
         raise InputError("nothing to sweep: give at least one model, one GPU and one batch")
+    if context is not None and (input is not None or output is not None):
+        raise InputError("a sequence of --input and --output holds both; leave --context out")
+    ask = read_ask(None, input=input, output=output)
     wanted = None if context is None else sorted(set(_numbers(context, "context", MAX_TOKENS)))
+    if ask is not None:
+        wanted = [ask.tokens]
     found: list[Deployment] = []
     contexts: list[IntArray] = []
     skipped: list[str] = []
@@ -196,7 +216,8 @@ def sweep(
         contexts.append(tokens)
     if not found:
         raise InputError("nothing to sweep: " + (skipped[0] if skipped else "give at least one context"))
-    table = Sweep(tuple(found), batches, tuple(contexts), tuple(dict.fromkeys(skipped)))
+    load = ask.load if ask is not None else None
+    table = Sweep(tuple(found), batches, tuple(contexts), tuple(dict.fromkeys(skipped)), load)
     if len(table) > MAX_ROWS:
         raise InputError(f"{len(table):,} rows are more than {MAX_ROWS:,}; give a larger step, such as 1:512:8")
     return table
@@ -236,7 +257,7 @@ def _contexts(model: ModelSpec, wanted: list[int] | None, skipped: list[str]) ->
     return np.array(within, dtype=np.int64)
 
 
-def _chunk(d: Deployment, batch: IntArray, context: IntArray) -> Chunk:
+def _chunk(d: Deployment, batch: IntArray, context: IntArray, load: Load | None) -> Chunk:
     """One deployment over a grid, flattened to rows."""
     found = evaluate(d, batch, context)
     shape = np.broadcast_shapes(batch.shape, context.shape)
@@ -244,7 +265,32 @@ def _chunk(d: Deployment, batch: IntArray, context: IntArray) -> Chunk:
     def rows(values: Any) -> Any:
         return np.broadcast_to(values, shape).reshape(-1)
 
-    return {**_constants(d), **{name: rows(values) for name, values in _varying(d, found, batch, context).items()}}
+    varying = _varying(d, found, batch, context)
+    if load is not None:
+        varying |= _served(d, replace(load, concurrency=batch.astype(float)))
+    return {**_constants(d), **{name: rows(values) for name, values in varying.items()}}
+
+
+def _served(d: Deployment, load: Load) -> Chunk:
+    """What requests see, by how many are in the system."""
+    found = serve(d, load)
+    low, high = d.efficiency.interval
+    first_low, first_high = d.efficiency.first_interval
+    return {
+        "input_tokens": np.asarray(load.input_tokens),
+        "output_tokens": np.asarray(load.output_tokens),
+        "running": np.floor(found.running).astype(np.int64),
+        "ttft_ideal_s": found.ideal_ttft_s,
+        "ttft_s": found.ttft_s,
+        "ttft_low_s": np.maximum(found.ttft_s * first_low, found.ideal_ttft_s),
+        "ttft_high_s": found.ttft_s * first_high,
+        "tpot_ideal_s": found.ideal_tpot_s,
+        "tpot_s": found.tpot_s,
+        "tpot_low_s": np.maximum(found.tpot_s * low, found.ideal_tpot_s),
+        "tpot_high_s": found.tpot_s * high,
+        "requests_per_s": found.requests_per_s,
+        "tokens_per_s_per_gpu": found.requests_per_s * load.output_tokens / d.count,
+    }
 
 
 def _constants(d: Deployment) -> Chunk:
@@ -295,17 +341,16 @@ def _limit(values: IntArray) -> Any:
     return limited
 
 
-def _records(chunk: Chunk) -> Iterator[tuple[Any, ...]]:
+def _records(chunk: Chunk, columns: Iterable[Column]) -> Iterator[tuple[Any, ...]]:
     """Rows of a chunk as plain Python values, in the order of the columns."""
-    rows = len(chunk["batch"])
-    columns = [chunk[c.name] for c in SWEEP_COLUMNS]
-    return zip(*(v.tolist() if isinstance(v, np.ndarray) else itertools.repeat(v, rows) for v in columns), strict=True)
+    rows, found = len(chunk["batch"]), [chunk[c.name] for c in columns]
+    return zip(*(v.tolist() if isinstance(v, np.ndarray) else itertools.repeat(v, rows) for v in found), strict=True)
 
 
-def csv_lines(chunk: Chunk) -> Iterator[str]:
+def csv_lines(chunk: Chunk, columns: Iterable[Column] = SWEEP_COLUMNS) -> Iterator[str]:
     """Lines of CSV for a chunk. Constants are formatted once; floats have nine significant digits."""
     pattern, arrays = [], []
-    for column in SWEEP_COLUMNS:
+    for column in columns:
         value = chunk[column.name]
         if not isinstance(value, np.ndarray):
             pattern.append(str(value).replace("%", "%%"))

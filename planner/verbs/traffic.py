@@ -152,7 +152,7 @@ def plan_requests(d: Deployment, ask: Ask) -> ServingPlan:
 def _answer(d: Deployment, ask: Ask, at: float, found: Serving, highest: float | None, gpus: int) -> ServingPlan:
     load, held = ask.load, room(d, ask.load)
     steady = ask.requests_per_s is not None
-    point = _points(d, load, np.asarray([at]), found, gpus)[0]
+    point = _points(d, load, np.asarray([at]), found, gpus, ask.workers is not None)[0]
     return ServingPlan(
         **{name: getattr(point, name) for name in point.__dataclass_fields__},
         input_tokens=load.input_tokens,
@@ -190,12 +190,14 @@ def _ladder(d: Deployment, ask: Ask, at: float) -> tuple[ServingPoint, ...]:
     return _points(d, ask.load, shown, serve(d, replace(ask.load, concurrency=shown)), d.count)
 
 
-def _points(d: Deployment, load: Load, at: Any, found: Serving, gpus: int) -> tuple[ServingPoint, ...]:
+def _points(
+    d: Deployment, load: Load, at: Any, found: Serving, gpus: int, apart: bool = False
+) -> tuple[ServingPoint, ...]:
     def each(values: Any) -> list[float]:
         return [float(v) for v in np.broadcast_to(values, at.shape)]
 
-    low, high = d.efficiency.interval
-    first_low, first_high = d.efficiency.first_interval
+    low, high = d.efficiency.apart_interval if apart else d.efficiency.interval
+    first_low, first_high = d.efficiency.apart_first_interval if apart else d.efficiency.first_interval
     columns = (
         at,
         found.running,

@@ -25,7 +25,7 @@ from planner.verbs.validate import table_rows
 ENGINES = {"tensorrt-llm": "trtllm"}
 """Engines whose name in the table is not kvplan's."""
 UNDATED = {"trtllm": "1.1"}
-"""Versions of runs without one: most are of 2025."""
+"""Versions of runs without one and with workers together: most are of 2025. Those with workers apart are later."""
 DRAWN_SHARE = 0.9
 """Mean of lengths drawn evenly from 0.8 to 1.0 of the nominal one, as InferenceMAX does."""
 QUANTISED_BITS = 10
@@ -102,16 +102,17 @@ def _check(row: Row) -> ServingCheck:
         d, found = _apart(row) if row["disaggregated"] == "yes" else _together(row)
     except KvplanError as error:
         return ServingCheck(**{**given.to_dict(), "reason": str(error)})
+    eff, apart = d.efficiency, given.mode == "apart"
     times = {name: float(getattr(found, f"{name}_s")) for name in ("ttft", "tpot", "ideal_ttft", "ideal_tpot")}
     answer: dict[str, object] = {f"{name}_s": value for name, value in times.items()}
     for figure, measured, interval in (
-        ("ttft", given.measured_ttft_s, d.efficiency.first_interval),
-        ("tpot", given.measured_tpot_s, d.efficiency.interval),
+        ("ttft", given.measured_ttft_s, eff.apart_first_interval if apart else eff.first_interval),
+        ("tpot", given.measured_tpot_s, eff.apart_interval if apart else eff.interval),
     ):
         answer[f"{figure}_error"] = times[figure] / measured - 1
         answer[f"ideal_{figure}_error"] = times[f"ideal_{figure}"] / measured - 1
         answer[f"{figure}_inside"] = interval[0] <= measured / times[figure] <= interval[1]
-    about = {"kind": "experts" if d.routes else "dense", "origin": d.efficiency.origin, "weights": d.weights_label}
+    about = {"kind": "experts" if d.routes else "dense", "origin": eff.origin, "weights": d.weights_label}
     return ServingCheck(**{**given.to_dict(), **answer, **about})
 
 
@@ -137,7 +138,7 @@ def _deployment(row: Row, side: str) -> Deployment:
     tp, dp, ep = (int(row[f"{side}{kind}_parallel"] or 1) for kind in ("tensor", "data", "expert"))
     engine = ENGINES.get(row["engine"], row["engine"])
     version = re.match(r"[0-9]+(\.[0-9]+)*", row["version"])
-    number = version[0] if version else UNDATED.get(engine, "")
+    number = version[0] if version else "" if side else UNDATED.get(engine, "")
     context = int(row["input_tokens"]) + int(row["output_tokens"])
     return _deployed(row["model"], row["gpu"], row["weights"], row["kv"], engine, number, tp, dp, ep > 1, context)
 
