@@ -65,8 +65,9 @@ def find_gpu(name: str | Path | GpuSpec) -> GpuSpec:
 
 
 def is_file(name: object) -> bool:
-    """Whether ``--gpu`` names a file, or what was measured last, which only that name means."""
-    return isinstance(name, (str, Path)) and str(name).strip().lower().endswith((".toml", ".json", LATEST))
+    """Whether a name of a GPU is that of a file, or means the profile of the last run."""
+    text = str(name).strip().lower() if isinstance(name, (str, Path)) else ""
+    return text == LATEST or text.endswith((".toml", ".json"))
 
 
 def device_of(path: Path) -> GpuSpec:

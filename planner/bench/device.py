@@ -174,7 +174,9 @@ def find_device(name: str | None = None, threads: int | None = None) -> Device:
 
 
 def _common(torch: Any) -> dict[str, Any]:
-    return {"torch": torch.__version__, "python": platform.python_version(), "system": platform.platform()}
+    release = re.match(r"[0-9]+(\.[0-9]+)?", platform.release())
+    system = " ".join(filter(None, (platform.system(), release and release[0], platform.machine())))
+    return {"torch": torch.__version__, "python": platform.python_version(), "system": system}
 
 
 def _cuda(torch: Any, target: Any) -> Device:
@@ -234,7 +236,7 @@ def _cpu(torch: Any, threads: int | None) -> Device:
         threads = min(unclaimed(at_start), helpful_threads(torch, at_start))
         if threads < at_start:
             remarks = (
-                f"other programs keep this CPU busy, so that {at_start} threads would wait for each other: measured on "
+                f"Other programs keep this CPU busy, so that {at_start} threads would wait for each other: measured on "
                 f"{threads}. Close them, or ask for --threads {at_start}.",
             )
     torch.set_num_threads(threads)

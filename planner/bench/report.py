@@ -56,7 +56,7 @@ KERNEL_COLUMNS = (
     Column("launch_s", "Launch", "s"),
     Column("points", "Fitted to", "number"),
     Column("held_out", "Judged on", "number"),
-    Column("median_error", "Median error", "%"),
+    Column("median", "Median error", "%"),
 )
 MEMORY_COLUMNS = (
     Column("variant", "Variant"),
@@ -106,7 +106,8 @@ def named_tables(profile: Profile) -> dict[str, Table]:
             {"batch": r.batch, "context_tokens": r.context, "ratio": f"{r.more} : {r.fewer}", "measured": r.measured,
              "predicted": r.predicted, "by_bytes": r.by_bytes, "beyond_cache": r.beyond_cache} for r in ratios(profile))),
         "efficiencies": Table("Fitted efficiencies", KERNEL_COLUMNS, tuple(
-            {column.name: getattr(k, column.name) for column in KERNEL_COLUMNS} for k in profile.kernels)),
+            {**{c.name: getattr(k, c.name, None) for c in KERNEL_COLUMNS}, "median": k.median_error}
+            for k in profile.kernels)),
         "caches": Table("Caches, in bytes", MEMORY_COLUMNS, tuple(
             {"variant": c.variant, "format": c.form, "batch": c.batch, "context_tokens": c.context,
              "predicted_bytes": c.predicted_bytes, "tensor_bytes": c.tensor_bytes, "allocator_bytes": c.allocator_bytes}
@@ -127,7 +128,7 @@ def tables(profile: Profile) -> list[Table]:
 
 _NARROW = {
     "operators": ("operator", "shape", "ideal_s", "earlier_s", "expected_s", "measured_s", "spread", "error"),
-    "efficiencies": ("kind", "kernel", "format", "memory", "compute", "launch_s", "median_error"),
+    "efficiencies": ("kind", "kernel", "format", "memory", "compute", "launch_s", "median"),
 }
 """Columns that a screen of 80 characters has."""
 

@@ -148,10 +148,11 @@ def _progress(shown: bool) -> Iterator[Progress | None]:
     from rich.progress import Progress as Bar
 
     columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}", markup=False))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    # drawn between operators only: a thread that draws would take the processor from what is timed
+    with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=None)
 
         def tell(done: int, total: int, words: str) -> None:
-            bar.update(task, completed=done, total=total, description=words)
+            bar.update(task, completed=done, total=total, description=words, refresh=True)
 
         yield tell
