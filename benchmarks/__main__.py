@@ -25,6 +25,7 @@ def main() -> None:
     pair("from planner import plan", [PYTHON, "-c", "from planner import plan"], "-")
     pair("kvplan llama3-70b --gpu h100, cold", [PYTHON, "-m", "planner", "llama3-70b", "--gpu", "h100"], "400 ms")
     one_plan()
+    one_estimate()
     imports()
     print(f"  (yardstick above: {' '.join(YARDSTICK[1:])}; below: as named)")
     for line in subprocess.run(
@@ -71,6 +72,23 @@ def one_plan() -> None:
         report(f"plan({model!r}, {gpu!r}); to_json()", seconds, median_s(answer.to_json, 200), "1 ms")
 
 
+def one_estimate() -> None:
+    """What requests see of a deployment, computed for one load and for a thousand at once, against a plan's JSON."""
+    import numpy as np
+
+    from planner import load_model, plan
+    from planner.serving import Load, serve
+    from planner.settle import deploy
+
+    answer = plan("llama3-70b", "4xh100")
+    yardstick = median_s(answer.to_json, 200)
+    for model, gpu in (("llama3-70b", "4xh100"), ("gpt-oss-120b", "h100"), ("deepseek-v3", "8xh200")):
+        d = deploy(load_model(model), gpu, context=2048)
+        one, many = Load(1024, 1024, 64.0), Load(1024, 1024, np.arange(1.0, 1001.0))
+        report(f"one serving estimate, {model}", median_s(lambda d=d, load=one: serve(d, load), 200), yardstick, "1 ms")  # type: ignore[misc]
+        report("  and a thousand", median_s(lambda d=d, load=many: serve(d, load), 50), yardstick, "-")  # type: ignore[misc]
+
+
 def imports() -> None:
     """Models from configurations, the first time in a process and again, against parsing a card's TOML."""
     from planner.checkpoint.config import model_of
@@ -102,6 +120,12 @@ def sweep_rows() -> None:
     values = np.linspace(0, 1, ROWS)
     yardstick = median_s(lambda: [np.exp(values) for _ in range(10)], 3)
     report(f"sweep of {4 * 512 * 512:,} rows; 10 x np.exp", median_s(run, 3), yardstick, "2 s")
+
+    def requests() -> None:
+        table = sweep(["llama3-70b"], ["h100"], tp=[8], batch=range(1, ROWS + 1), input=1024, output=256)
+        assert sum(len(chunk["batch"]) for chunk in table.chunks()) == ROWS
+
+    report(f"sweep of {ROWS:,} rows with TTFT, TPOT", median_s(requests, 3), yardstick, "3 s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(f"{'  its peak memory':42} {peak:7.0f} MiB {'':21} 1,024 MiB")
     csv = median_s(lambda: sweep(["llama3-70b"], ["h100"], tp=[4], batch=range(1, 513), context=range(16, 8193, 16)).to_csv(

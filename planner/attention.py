@@ -135,13 +135,32 @@ class AttentionRow(Row):
         """Query heads on the fullest rank."""
         return ceil_div(self.heads, tp)
 
+    @property
+    @abstractmethod
+    def output_dim(self) -> int:
+        """Width of one head's output."""
+
+    def small_elements(self, tp: int) -> int:
+        """What the small kernels between projections and attention read and write of one token on one rank [elements].
+
+        Rotary embedding, done in one pass with norms of the same vectors, reads and writes queries and keys.
+        """
+        own = self._small_elements(tp)
+        return own + 2 * (ceil_div(self.indexer.heads, tp) + 1) * self.indexer.head_dim if self.indexer else own
+
+    @abstractmethod
+    def _small_elements(self, tp: int) -> int:
+        """The same of the variant itself."""
+
     def entry(
-        self, vectors: int, width: int, part: Literal["k", "v"], flops: int, prefill: int | None = None
-    ) -> Cached:
+        self, vectors: int, width: int, part: Literal["k", "v"], flops: int, prefill: int | None = None,
+        expanded: int = 0,
+    ) -> Cached:  # fmt: skip
         """Cached vectors that share what the row says of keeping, reading and owning."""
         return Cached(
             vectors, width, part, kept=self.kept_tokens, read=self.read_tokens, flops=flops,
             prefill_flops=flops if prefill is None else prefill, owned=self.owner,
+            chunked=self.chunked and self.window is not None, expanded=expanded,
         )  # fmt: skip
 
 
@@ -181,6 +200,17 @@ class HeadAttention(AttentionRow):
     def value_dim(self) -> int:
         """Width of a cached value."""
         return self.v_head_dim or self.head_dim
+
+    @property
+    def output_dim(self) -> int:
+        return self.value_dim
+
+    def _small_elements(self, tp: int) -> int:
+        # A gate reads the output and itself, and writes the product.
+        gate = {"none": 0, "head": 2 * self.value_dim + 1, "element": 3 * self.value_dim}[self.gate]
+        turned = 0 if self.attends_source else self.head_dim  # the source's positions are in it already
+        keys = ceil_div(self.kv_heads, tp) * self.k_proj
+        return 2 * (self.local_heads(tp) + keys) * turned + self.local_heads(tp) * gate
 
     @property
     def query_dim(self) -> int:
@@ -246,7 +276,8 @@ class LatentAttention(AttentionRow):
 
     The latent cannot be split by heads, so every tensor-parallel rank keeps all of it. Decoding multiplies queries with
     the latent itself (the up-projections absorbed into query and output); prefill expands keys and values per head
-    (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+    (DeepSeek-V2, arXiv:2405.04434, section 2.1). Where each token picks the latents that it reads, there is no block of
+    them worth expanding, and prefill multiplies with the latent too (vLLM, v1/attention/backends/mla/flashmla_sparse.py).
     """
 
     reference = "MLA caches the latent and the rotary key: DeepSeek-V2, arXiv:2405.04434, section 2.1"
@@ -267,9 +298,17 @@ class LatentAttention(AttentionRow):
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
+    def output_dim(self) -> int:
+        return self.v_head_dim
+
+    @property
     def latent_dim(self) -> int:
         """Width of what is cached for one token in one layer."""
         return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def _small_elements(self, tp: int) -> int:
+        # Compressed query and latent are normed; of queries and keys a part is turned.
+        return 2 * (self.q_lora_rank + self.kv_lora_rank + (self.local_heads(tp) + 1) * self.qk_rope_head_dim)
 
     def _tensors(self, hidden: int) -> list[Tensor]:
         rows = [
@@ -294,7 +333,10 @@ class LatentAttention(AttentionRow):
         heads = self.local_heads(tp)
         expanded = heads * (2 * self.query_dim + 2 * self.v_head_dim)
         absorbed = heads * (2 * self.latent_dim + 2 * self.kv_lora_rank)
-        return (self.entry(1, self.latent_dim, "k", absorbed, expanded),)
+        if self.read_tokens < UNBOUNDED:
+            return (self.entry(1, self.latent_dim, "k", absorbed),)
+        weights = heads * self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
+        return (self.entry(1, self.latent_dim, "k", absorbed, expanded, weights),)
 
 
 class CompressedAttention(AttentionRow):
@@ -325,6 +367,13 @@ class CompressedAttention(AttentionRow):
     @property
     def query_dim(self) -> int:
         return self.head_dim
+
+    @property
+    def output_dim(self) -> int:
+        return self.head_dim
+
+    def _small_elements(self, tp: int) -> int:
+        return 2 * (self.q_lora_rank + (self.local_heads(tp) + 1) * self.head_dim)
 
     def _tensors(self, hidden: int) -> list[Tensor]:
         dim = self.head_dim

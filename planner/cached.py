@@ -44,6 +44,10 @@ class Cached:
         Work of one new token against one entry, in decoding and in prefill [FLOP].
     owned
         Whether the layer holds them, or reads what another layer holds.
+    chunked
+        Whether ``kept`` is a chunk, which starts anew at every multiple, rather than a window that slides.
+    expanded
+        Weights that one entry is multiplied by before prefill can read it, where it is cached compressed.
     """
 
     vectors: int
@@ -55,6 +59,8 @@ class Cached:
     flops: int = 0
     prefill_flops: int = 0
     owned: bool = True
+    chunked: bool = False
+    expanded: int = 0
 
     def form(self, kv: KvFormats) -> Format:
         """The format they are kept in."""
@@ -78,4 +84,30 @@ class Cached:
     def entries_read(self, context: Numbers) -> Numbers:
         """Entries that a decode step reads after ``context`` tokens."""
         entries: Numbers = np.minimum(np.minimum(context, float(self.kept)) // self.every, float(self.read))
+        return entries
+
+    def pairs(self, tokens: Numbers, before: Numbers = 0.0) -> Numbers:
+        """Query-key pairs of a causal prefill of ``tokens`` tokens after ``before``: entries that each is compared with.
+
+        >>> float(Cached(1, 8).pairs(4.0)), float(Cached(1, 8, kept=2).pairs(4.0)), float(Cached(1, 8).pairs(1.0, 3.0))
+        (10.0, 7.0, 4.0)
+        """
+        return self._pairs_up_to(before + tokens) - self._pairs_up_to(before)
+
+    def _pairs_up_to(self, tokens: Numbers) -> Numbers:
+        """``sum over i = 1..tokens of min(min(i, kept) // every, read)``, or in chunks ``of (i - 1) % kept + 1``."""
+        if self.chunked:
+            whole, rest = tokens // self.kept, tokens % self.kept
+            return whole * (self.kept * (self.kept + 1) / 2) + rest * (rest + 1) / 2
+        entries = np.minimum(tokens // self.every, float(min(self.kept // self.every, self.read)))
+        pairs: Numbers = self.every * entries * (entries - 1) / 2 + entries * (tokens - self.every * entries + 1)
+        return pairs
+
+    def earlier(self, tokens: Numbers, before: Numbers) -> Numbers:
+        """Entries held ``before`` that a prefill of ``tokens`` more reads: those in reach of the first of them.
+
+        Where each token picks its entries, no two are taken to pick the same.
+        """
+        reach = before % self.kept if self.chunked else np.minimum(before, float(self.kept - 1))
+        entries: Numbers = np.minimum(reach // self.every, float(self.read) * tokens)
         return entries

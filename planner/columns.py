@@ -223,6 +223,7 @@ ROOFLINE_COLUMNS = (
     Column("flops", "Work", "FLOP"),
     Column("weight_bytes", "Weights", "B"),
     Column("cache_bytes", "Cache", "B"),
+    Column("activation_bytes", "Activations", "B"),
     Column("sent_bytes", "Sent", "B"),
     Column("launches", "Launches", "number"),
     Column("arithmetic_intensity_flop_per_byte", "FLOP/B", "FLOP/B"),

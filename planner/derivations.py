@@ -72,6 +72,7 @@ def _serving_sources(c: Case) -> tuple[str, ...]:
 _CACHE = "sum over attention rows of layers * kv_heads * (key width + value width) * bytes per element"
 _STEP = (
     "sum over operators of ((bytes / (memory * bandwidth))^4 + (flops / (compute * peak))^4)^(1/4) "
+    "+ activations / (share * bandwidth) "
     "+ sent / (link * link bandwidth) + launches * launch_s"
 )
 

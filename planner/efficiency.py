@@ -207,10 +207,9 @@ def _measured(usage: Usage, gpu: GpuSpec, law: Law, setup: Setup, engine: str, e
     """What the device itself reached; links, 4-bit products and what an engine costs were not measured with it."""
     row, served = _row(gpu), setup.kernel_us > 0
     lawful = served and gpu.architecture in law.architectures
-    shares = Shares(
-        memory=usage.memory, narrow=usage.memory, cache=usage.cache, compute=usage.compute, compute8=usage.compute8,
-        compute4=usage.compute * law.compute4 / law.compute, grouped=usage.grouped, link=law.link if lawful else row.link,
-        launch_s=max(usage.launch_s, _engine_floor(row, setup)), soft=True,
+    shares = replace(
+        shares_of(usage), link=law.link if lawful else row.link,
+        launch_s=max(usage.launch_s, _engine_floor(row, setup)),
     )  # fmt: skip
     prompt_s, first_s = (max(usage.launch_s, s * served) for s in (law.prompt_kernel_s, law.first_kernel_s))
     interval = first = usage.interval
@@ -229,6 +228,16 @@ def _measured(usage: Usage, gpu: GpuSpec, law: Law, setup: Setup, engine: str, e
     )  # fmt: skip
 
 
+def shares_of(usage: Usage) -> Shares:
+    """What a device reached, on its own; 4-bit products are to 16-bit ones as under serving engines."""
+    law = load_law()
+    return Shares(
+        memory=usage.memory, narrow=usage.memory, cache=usage.cache, compute=usage.compute, compute8=usage.compute8,
+        compute4=usage.compute * law.compute4 / law.compute, grouped=usage.grouped, activations=usage.memory,
+        launch_s=usage.launch_s, soft=True,
+    )  # fmt: skip
+
+
 def _when(usage: Usage) -> str:
     return f" on {usage.date}" * bool(usage.date) + f" ({usage.file})" * bool(usage.file)
 
@@ -243,7 +252,8 @@ def _own_source(usage: Usage) -> Source:
 def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool) -> Efficiency:
     shares = Shares(
         memory=law.memory, narrow=law.narrow, cache=law.cache, compute=law.compute, compute8=law.compute8,
-        compute4=law.compute4, grouped=law.grouped, link=law.link, launch_s=setup.kernel_us * MICRO, soft=True,
+        compute4=law.compute4, grouped=law.grouped, link=law.link, activations=law.memory,
+        launch_s=setup.kernel_us * MICRO, soft=True,
     )  # fmt: skip
     which = "" if seen else ", of devices left out"
     return Efficiency(
@@ -262,7 +272,7 @@ def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bo
     shares = Shares(
         memory=row.memory, narrow=row.memory, cache=row.memory, compute=row.compute, compute8=row.compute * narrower,
         compute4=row.compute * narrowest, grouped=law.grouped, link=row.link,
-        launch_s=_engine_floor(row, setup) if served else row.launch_s, soft=True,
+        activations=row.memory, launch_s=_engine_floor(row, setup) if served else row.launch_s, soft=True,
     )  # fmt: skip
     fitted, first = (law.bounds(figure, experts, engine, False) for figure in ("tpot", "ttft"))
     interval = _around(row.interval, fitted) if served else row.interval

@@ -121,15 +121,18 @@ def decode_operators(d: Deployment, batch: Numbers | IntArray, context: Numbers 
     ]
 
 
-def prefill_operators(d: Deployment, tokens: int, sequences: int = 1) -> Stages:
+def prefill_operators(d: Deployment, tokens: int, sequences: int = 1, before: int = 0) -> Stages:
     """Work of prefilling one part of the prompts together, stage by stage; like stages once, with their number.
 
-    The prompt of an encoder-decoder is its source; the decoder starts from one token.
+
+    The prompt of an encoder-decoder is its source; the decoder starts from one token. Of other prompts ``before`` tokens may
+    be in the cache already, and ``tokens`` more are added.
     """
     prompt, part = 1.0 if d.model.encoder else float(tokens), sequences / min(sequences, d.pp)
     return [
         (
-            prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens, part) + _further(d, stage),
+            prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens, part, float(before))
+            + _further(d, stage),
             times,
         )
         for stage, times in _distinct(d.stages)

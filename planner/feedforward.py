@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from planner.row import Count, Flag, Maybe, Row
-from planner.tensors import Role, Tensor, vector
+from planner.tensors import Role, Tensor, ceil_div, vector
 
 
 class FeedForward(Row):
@@ -45,6 +45,22 @@ class FeedForward(Row):
         if self.shared_width and not self.experts:
             raise ValueError("shared_width needs experts; a dense layer has only a width")
         return self
+
+    def small_elements(self, ranks: int) -> int:
+        """What the activation function of a dense layer, or of shared experts, reads and writes of one token [elements].
+
+        With a gate it reads gate and up and writes their product; the columns are dealt out to ``ranks`` ranks.
+        """
+        gated = self.shared_gated if self.experts and self.shared_gated is not None else self.gated
+        return (2 + gated) * ceil_div(self.shared_width if self.experts else self.width, ranks)
+
+    def expert_elements(self, hidden: int, ranks: int, whole: bool) -> float:
+        """The same of the routed experts of one token, whose outputs are read once more to sum them [elements].
+
+        Each rank has all of a token's experts in slices, or its share of them whole.
+        """
+        columns, inside = (2 + self.gated) * self.width / ranks, self.latent or hidden
+        return self.top_k * (columns + inside / (ranks if whole else 1)) + inside
 
     def tensors(self, hidden: int) -> tuple[Tensor, ...]:
         """Weights of one such layer."""

@@ -200,6 +200,7 @@ class StepParts(Result):
     compute: float
     link: float
     launch: float
+    activations: float
 
 
 @dataclass(frozen=True, kw_only=True)

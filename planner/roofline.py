@@ -4,11 +4,12 @@ An operator moves its bytes while it does its arithmetic (Williams, Waterman and
 each at the share of peak that is achieved; where both take about as long, neither hides the other wholly, which a soft
 maximum says. What is sent and what every kernel costs at least come on top:
 
-    t = soft(bytes / (memory * bandwidth), flops / (compute * peak)) + sent / (link * link_bandwidth) + launches * launch_s
+    t = soft(bytes / (memory * bandwidth), flops / (compute * peak)) + activations / (share * bandwidth)
+        + sent / (link * link_bandwidth) + launches * launch_s
     soft(a, b) = (a^4 + b^4)^(1/4)
 
-Operators follow one another, so a step is their sum. The ideal has every share at 1, the plain maximum and no floor, and
-hides what is sent behind the rest wherever it is shorter.
+Operators follow one another, so a step is their sum. The ideal has every share at 1, the plain maximum and no floor, keeps
+activations on chip, and hides what is sent behind the rest wherever it is shorter.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from planner.work import Operator
 if TYPE_CHECKING:
     from planner.arrays import IntArray, Numbers
 
-BOUNDS = ("weights", "cache", "compute", "link", "launch")
+BOUNDS = ("weights", "cache", "compute", "link", "launch", "activations")
 """What a step can be bound by, in the order of `StepTime.parts`."""
 
 
@@ -45,6 +46,9 @@ class Shares:
         Share of these that grouped products of routed experts reach.
     link
         Share of link bandwidth.
+    activations
+        Share of memory bandwidth at which activations between operators move; infinite where they stay on chip, or where
+        their time is in the other shares.
     launch_s
         Time that every kernel costs at least [s].
     soft
@@ -59,6 +63,7 @@ class Shares:
     compute4: float = 1.0
     grouped: float = 1.0
     link: float = 1.0
+    activations: float = float("inf")
     launch_s: float = 0.0
     soft: bool = False
 
@@ -88,7 +93,7 @@ class StepTime:
     parts
         Seconds by bound, in the order of `BOUNDS`; memory time is split between weights and cache by bytes.
     flops, nbytes
-        Work of the step [FLOP, B].
+        Work of the step [FLOP, B]; bytes are of weights and cache.
     """
 
     step_s: Numbers
@@ -104,7 +109,7 @@ class StepTime:
 
     @property
     def arithmetic_intensity(self) -> Numbers:
-        """FLOP for each byte read from memory [FLOP/B]."""
+        """FLOP for each byte of weights and cache [FLOP/B]."""
         return self.flops / self.nbytes
 
 
@@ -119,6 +124,7 @@ def step_time(operators: Iterable[Operator], gpu: GpuSpec, shares: Shares) -> St
     cache: Numbers = 0.0
     compute: Numbers = 0.0
     sent: Numbers = 0.0
+    activations: Numbers = 0.0
     launches = 0.0
     flops: Numbers = 0.0
     nbytes: Numbers = 0.0
@@ -126,6 +132,8 @@ def step_time(operators: Iterable[Operator], gpu: GpuSpec, shares: Shares) -> St
         launches += op.launches
         if not _nothing(op.sent_bytes):
             sent = sent + op.sent_bytes / link
+        if not _nothing(op.activation_bytes) and shares.activations < np.inf and happens(op, gpu):
+            activations = activations + op.activation_bytes / (gpu.bandwidth_bytes_per_s * shares.activations)
         if _nothing(op.weight_bytes) and _nothing(op.cache_bytes) and _nothing(op.flops):
             continue
         read_s, held_s, compute_s = operator_seconds(op, gpu, shares)
@@ -145,9 +153,15 @@ def step_time(operators: Iterable[Operator], gpu: GpuSpec, shares: Shares) -> St
             nbytes = nbytes + op.weight_bytes + op.cache_bytes
         compute = compute + (1 - streams) * taken
     floor = launches * shares.launch_s
-    local = weights + cache + compute + floor
+    local = weights + cache + compute + floor + activations
     step = np.maximum(local, sent) if shares == IDEAL else local + sent
-    return StepTime(step, (weights, cache, compute, sent, floor), flops, nbytes)
+    return StepTime(step, (weights, cache, compute, sent, floor, activations), flops, nbytes)
+
+
+def happens(op: Operator, gpu: GpuSpec) -> bool:
+    """Whether an operator is there on a device: some are only where it computes in their format."""
+    rate = gpu.compute_rate(op.compute)
+    return not op.only_in or (rate is not None and rate[0] == op.only_in)
 
 
 def operator_seconds(op: Operator, gpu: GpuSpec, shares: Shares) -> tuple[Numbers, Numbers, Numbers]:

@@ -138,11 +138,10 @@ def serve(d: Deployment, load: Load) -> Serving:
     ahead = together - 1.0 + (0.5 if in_step else 0.5 / load.rounds) * others
     waits = np.maximum(asked / running - 1.0, 0.0)
     made = tokens_per_step(d.setup.draft_tokens, load.acceptance)
-    time, ideal = (
-        _times(d, load, running, *shares) for shares in ((d.efficiency.shares, d.efficiency.prompt), (IDEAL, IDEAL))
-    )
+    work = _work(d, load, running)
+    time, ideal = _expected(d, work, running), _timed(d, work, running, IDEAL, IDEAL)
     tpot = (time.step.step_s + carried * time.added_s) / made
-    first_s = _first_s(d, time.kernels)
+    first_s = _first_s(d, kernels_of(work.prompt))
     first = time.step.step_s + first_s + (1.0 + ahead) * time.prompt_s
     ttft = first + waits * (load.output_tokens * tpot + first)
     return Serving(
@@ -192,25 +191,41 @@ def _first_s(d: Deployment, kernels: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class _Work:
+    """Operators of a decode step, of a prompt, and of what a prompt adds to such steps."""
+
+    step: Stages
+    prompt: Stages
+    added: Stages
+
+
+@dataclass(frozen=True, slots=True)
 class _Times:
-    """A decode step, a prompt alone and what it adds to steps [s], and the kernels of a prompt."""
+    """A decode step, a prompt alone and what it adds to steps [s]."""
 
     step: StepTime
     prompt_s: Numbers
     added_s: Numbers
-    kernels: float
 
 
-def _times(d: Deployment, load: Load, running: Numbers, shares: Shares, of_prompt: Shares) -> _Times:
-    decoding = decoding_operators(d, running, load.input_tokens + load.output_tokens / 2)
-    prompt = prefill_operators(d, load.new_tokens, d.sharding.dp)  # all groups at once: they share the experts
-    beside = [(_beside(ops, steps), n) for (ops, n), (steps, _) in zip(prompt, decoding, strict=True)]
+def _work(d: Deployment, load: Load, running: Numbers) -> _Work:
+    step = decoding_operators(d, running, load.input_tokens + load.output_tokens / 2)
+    before = load.input_tokens - load.new_tokens
+    prompt = prefill_operators(d, load.new_tokens, d.sharding.dp, before)  # all groups at once: they share the experts
+    added = [(_beside(ops, steps), n) for (ops, n), (steps, _) in zip(prompt, step, strict=True)]
+    return _Work(step, prompt, added)
+
+
+def _timed(d: Deployment, work: _Work, running: Numbers, shares: Shares, of_prompt: Shares) -> _Times:
     return _Times(
-        step=stage_times(d, decoding, shares, np.minimum(running, d.pp)),
-        prompt_s=stage_times(d, prompt, of_prompt).step_s,
-        added_s=stage_times(d, beside, of_prompt).step_s / d.pp,
-        kernels=kernels_of(prompt),
+        step=stage_times(d, work.step, shares, np.minimum(running, d.pp)),
+        prompt_s=stage_times(d, work.prompt, of_prompt).step_s,
+        added_s=stage_times(d, work.added, of_prompt).step_s / d.pp,
     )
+
+
+def _expected(d: Deployment, work: _Work, running: Numbers) -> _Times:
+    return _timed(d, work, running, d.efficiency.shares, d.efficiency.prompt)
 
 
 def decoding_operators(d: Deployment, running: Numbers, context: float) -> Stages:
@@ -283,13 +298,15 @@ def serve_apart(
     asked, output = float(np.max(load.concurrency)), load.output_tokens
     most = min(asked / decode_workers, room(decode, load))
     grid = np.append(GRID[most > GRID], max(most, 1.0))
-    prompt = _times(prefill, load, np.asarray(1.0), prefill.efficiency.shares, prefill.efficiency.prompt)
+    one = np.asarray(1.0)
+    alone = _work(prefill, load, one)
+    prompt = _expected(prefill, alone, one)
     found = serve(decode, replace(load, concurrency=grid))
     made = tokens_per_step(decode.setup.draft_tokens, load.acceptance)
     step = np.broadcast_to(found.step.step_s, grid.shape) / made
     ranks = prefill_workers * prefill.sharding.dp
     ahead = max(asked / ranks - 1.0, 0.0) * 0.5 / load.rounds
-    own = float(_first_s(prefill, prompt.kernels) + step[-1] * made + (1.0 + ahead) * prompt.prompt_s)
+    own = float(_first_s(prefill, kernels_of(alone.prompt)) + step[-1] * made + (1.0 + ahead) * prompt.prompt_s)
     rates = grid * decode_workers / (output * step)
     possible = (rates <= ranks / prompt.prompt_s) & (grid * decode_workers + rates * own <= asked)
     # The first point of the grid beyond what is possible, and the one before it, between which the answer lies.
@@ -303,10 +320,11 @@ def serve_apart(
     tpot, rate = float(steps[at]), float(rates[at])
     ttft = max(own, asked / rate - output * tpot)
     there = serve(decode, replace(load, concurrency=fine[at]))
-    ideal = _times(prefill, load, np.asarray(1.0), IDEAL, IDEAL)
+    step_there = decoding_operators(decode, fine[at], load.input_tokens + output / 2)
+    ideal = _timed(prefill, alone, one, IDEAL, IDEAL)
     return replace(
         there, ttft_s=ttft, tpot_s=tpot, ideal_ttft_s=ideal.step.step_s + ideal.prompt_s,
-        ideal_tpot_s=_times(decode, load, np.asarray(fine[at]), IDEAL, IDEAL).step.step_s / made,
+        ideal_tpot_s=stage_times(decode, step_there, IDEAL, np.minimum(fine[at], decode.pp)).step_s / made,
         prompt_s=prompt.prompt_s, added_s=0.0, others=0.0, running=fine[at] * decode_workers,
         requests_per_s=asked / (ttft + (output - 1) * tpot),
     )  # fmt: skip

@@ -59,6 +59,11 @@ class StateRow(Row):
 
     @property
     @abstractmethod
+    def output_width(self) -> int:
+        """Width of what is read out of the state, before the output projection."""
+
+    @property
+    @abstractmethod
     def state_formula(self) -> str:
         """`state_elements` in numbers."""
 
@@ -83,6 +88,13 @@ class StateRow(Row):
         """What one sequence keeps in one layer on the fullest rank [B]: recurrent state and inputs of the convolution."""
         parts = ((self.state_format, self.state_elements), (self.conv_format, self.conv_elements))
         return sum(find_format(form).nbytes(self.local(elements, tp)) for form, elements in parts)
+
+    def small_elements(self, tp: int) -> int:
+        """What the small kernels of one layer read and write of one token on one rank [elements].
+
+        The convolution reads and writes its channels; the output is normed and multiplied by a gate, in one pass.
+        """
+        return self.local(2 * self.conv_channels * bool(self.kernel) + 3 * self.output_width, tp)
 
     def local(self, elements: int, tp: int) -> int:
         """The fullest rank's share of elements that are dealt out by head."""
@@ -129,6 +141,10 @@ class Mamba(StateRow):
         return f"{self.inner} * {self.state}"
 
     @property
+    def output_width(self) -> int:
+        return self.inner
+
+    @property
     def conv_channels(self) -> int:
         return self.inner
 
@@ -173,6 +189,10 @@ class Mamba2(StateRow):
         return f"{self.heads} * {self.head_dim} * {self.state}"
 
     @property
+    def output_width(self) -> int:
+        return self.inner
+
+    @property
     def conv_channels(self) -> int:
         return self.inner + 2 * self.groups * self.state
 
@@ -205,6 +225,10 @@ class DeltaNet(StateRow):
     @property
     def state_formula(self) -> str:
         return f"{self.heads} * {self.k_head_dim} * {self.v_head_dim}"
+
+    @property
+    def output_width(self) -> int:
+        return self.heads * self.v_head_dim
 
     @property
     def conv_channels(self) -> int:
@@ -244,6 +268,10 @@ class LinearAttention(StateRow):
         return f"{self.heads} * {self.head_dim} * {self.head_dim}"
 
     @property
+    def output_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
     def conv_channels(self) -> int:
         return 0
 
@@ -269,6 +297,10 @@ class Recurrence(StateRow):
     @property
     def state_formula(self) -> str:
         return f"{self.width}"
+
+    @property
+    def output_width(self) -> int:
+        return self.width
 
     @property
     def conv_channels(self) -> int:
@@ -305,6 +337,10 @@ class ShortConv(StateRow):
         return "0"
 
     @property
+    def output_width(self) -> int:
+        return self.width
+
+    @property
     def conv_channels(self) -> int:
         return self.width
 
@@ -334,6 +370,10 @@ class FixedState(StateRow):
     @property
     def state_formula(self) -> str:
         return f"{self.elements}"
+
+    @property
+    def output_width(self) -> int:
+        return self.channels
 
     @property
     def conv_channels(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import inf
 
 from planner.attention import AttentionRow
 from planner.budget import LINES, Budget
@@ -20,7 +21,7 @@ from planner.packed import WeightedCurve
 from planner.pool import Pool
 from planner.precision import find_format
 from planner.result import Plan, ServingPlan
-from planner.roofline import IDEAL, Shares, operator_seconds
+from planner.roofline import IDEAL, Shares, happens, operator_seconds
 from planner.serving import kernels_of
 from planner.setup import Line
 from planner.stage import Sharding
@@ -333,7 +334,7 @@ def prompt(c: Case, shares: Shares) -> str:
 
 def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares) -> str:
     """One stage as a sum over operators, in the way that `roofline.step_time` sums them."""
-    local, sent, launches = [], 0.0, 0.0
+    local, sent, activations, launches = [], 0.0, 0.0, 0.0
     for op in operators:
         read_s, held_s, compute_s = operator_seconds(op, gpu, shares)
         moving, computing = _moving(op, gpu, shares), _computing(op, gpu, shares)
@@ -341,11 +342,15 @@ def _stage_step(operators: list[Operator], gpu: GpuSpec, shares: Shares) -> str:
             local.append(f"(({moving})**4 + ({computing})**4)**0.25")
         elif moving or computing:
             local.append(moving if read_s + held_s >= compute_s else computing)
+        if happens(op, gpu):
+            activations += float(op.activation_bytes)
         sent += float(op.sent_bytes)
         launches += op.launches
     link = f"{sent:.10g} / {_share(shares.link, gpu.link_bytes_per_s)}" if sent and gpu.link_bytes_per_s else "0"
     if shares == IDEAL:
         return f"max({_sum(local)}, {link})" if link != "0" else _sum(local)
+    if shares.activations < inf:
+        local.append(f"{activations:.10g} / {_share(shares.activations, gpu.bandwidth_bytes_per_s)}")
     return _sum([*local, *([link] if link != "0" else []), f"{launches:g} * {shares.launch_s:g}"])
 
 

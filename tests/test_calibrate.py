@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planner.cached import Cached
 from planner.calibrate import build, fit, model, shapes, table
 from planner.calibrate.model import Kernel, KernelFile, KernelRow, Link, Machine, Work
 from planner.catalog import load_gpu
 from planner.errors import CardError, InputError, KvplanError, UnknownNameError
 from planner.precision import find_format
 from planner.row import Source
-from planner.work import causal_pairs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -193,7 +193,7 @@ def test_tiles_only_add_work(m: int, n: int, k: int) -> None:
 
 @given(tokens=st.integers(1, 3000), kept=st.integers(1, 3000), before=st.integers(0, 3000))
 def test_pairs_agree_with_the_work_of_a_step(tokens: int, kept: int, before: int) -> None:
-    assert float(shapes.pairs(tokens, kept)) == causal_pairs(tokens, kept)
+    assert float(shapes.pairs(tokens, kept)) == Cached(1, 1, kept=kept).pairs(tokens)
     slow = sum(min(before + i, kept) for i in range(1, tokens + 1))
     assert float(shapes.pairs(tokens, kept, before)) == slow
 

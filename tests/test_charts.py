@@ -177,7 +177,7 @@ def test_the_command_writes_every_kind(tmp_path: Path) -> None:
     assert (tmp_path / "a.svg").read_text(encoding="utf-8").startswith("<svg")
     data = json.loads((tmp_path / "a.json").read_text())
     table = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
-    assert len(table) == len(data["operators"]) == 4 * 7
+    assert len(table) == len(data["operators"]) == 4 * 9
     assert float(table[0]["expected_s"]) == pytest.approx(data["operators"][0]["expected_s"])
     assert {row["phase"] for row in table} == {"decode"}
     page = (tmp_path / "a.md").read_text()
@@ -227,7 +227,7 @@ def test_the_screen_is_as_wide_as_it_may_be(words: tuple[str, ...], width: int) 
     assert "…" not in done.stdout
     assert any(line.startswith("projections ") for line in lines)
     assert "expected" in done.stdout
-    assert "Expected times are published" in done.stdout
+    assert "Expected times are" in done.stdout
 
 
 BAD = [
@@ -258,3 +258,13 @@ def test_a_failure_leaves_the_old_picture(tmp_path: Path) -> None:
     (tmp_path / "card.toml").write_text(CARD.replace("kv_heads = 8", "kv_heads = 7"), encoding="utf-8")
     assert run("roofline", "./card.toml", "--gpu", "h100", "--png", "a.png", cwd=tmp_path).returncode == 2
     assert (tmp_path / "a.png").read_text() == "old"
+
+
+@pytest.mark.parametrize("what", ["capacity", "times", "serving"])
+def test_validate_draws_what_it_holds(what: str, tmp_path: Path) -> None:
+    done = run("validate", what, "--svg", str(tmp_path / "a.svg"), "--json", "-")
+    assert done.returncode == 0, done.stderr
+    picture = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert ("Ideal" in picture) == (what != "capacity")
+    assert "within ±25%" in picture
+    assert json.loads(done.stdout)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from planner.attention import HeadAttention
+from planner.attention import HeadAttention, LatentAttention
 from planner.cached import UNBOUNDED
 from planner.evaluate import OCTAVES, crossover, decode_times, evaluate, interval_s
 from planner.memory import CacheCurve, Term, cache_curve
@@ -16,10 +16,11 @@ from planner.precision import find_kv
 from planner.roofline import BOUNDS
 from planner.row import Row
 from planner.settle import deploy
-from planner.stage import split_layers, stages_of
+from planner.stage import Sharding, split_layers, stages_of
 from planner.variants import with_variant
 from planner.verbs.plan import plan
 from planner.verbs.sweep import sweep
+from planner.work import Operator, Precision, decode_work, prefill_work
 from tests.specs import any_models, build, device, hybrids, models
 
 BF16 = find_kv("bf16")
@@ -209,3 +210,51 @@ def test_an_indexer_bounds_what_is_read_not_what_is_kept(context: int, top_k: in
     assert [c.entries(context) for c in kept] == [c.entries(context) for c in full.cached(1)]
     assert all(c.entries_read(float(context)) == min(context, top_k) for c in kept)
     assert index.entries_read(float(context)) == context
+
+
+def _flops(operators: list[Operator]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for op in operators:
+        found[op.name] = found.get(op.name, 0.0) + float(op.flops)
+    return found
+
+
+@given(any_models(), st.lists(st.integers(1, 300), min_size=1, max_size=4), st.sampled_from([1, 2]))
+def test_chunks_do_the_work_of_the_prompt(model: ModelSpec, chunks: list[int], tp: int) -> None:
+    """All but the logits, which each chunk has, and latents of earlier chunks, which each chunk expands."""
+    precision, stage = Precision(model.weight_formats("bf16"), BF16), stages_of(model, 1)[0]
+    whole = _flops(prefill_work(model, stage, precision, Sharding(tp), float(sum(chunks))))
+    summed: dict[str, float] = {}
+    for i, tokens in enumerate(chunks):
+        operators = prefill_work(model, stage, precision, Sharding(tp), float(tokens), before=float(sum(chunks[:i])))
+        for name, flops in _flops(operators).items():
+            summed[name] = summed.get(name, 0.0) + flops
+    for name in whole.keys() - {"lm_head"}:
+        assert summed[name] == pytest.approx(whole[name]), name
+
+
+@given(any_models(), contexts)
+def test_one_token_after_a_prompt_is_a_decode_step(model: ModelSpec, before: int) -> None:
+    """Where nothing is expanded: prefill of one token has the FLOPs of a decode step, and moves the same states."""
+    assume(not any(isinstance(row, LatentAttention) for row in model.attention))
+    precision, stage = Precision(model.weight_formats("bf16"), BF16), stages_of(model, 1)[0]
+    decode = decode_work(model, stage, precision, Sharding(), 1.0, before + 1.0)
+    prefill = prefill_work(model, stage, precision, Sharding(), 1.0, before=float(before))
+    assert _flops(prefill) == pytest.approx(_flops(decode))
+    states = [sum(float(op.cache_bytes) for op in ops if op.name == "state") for ops in (decode, prefill)]
+    assert states[0] == states[1]
+
+
+def test_chunks_answer_for_arrays_like_for_scalars() -> None:
+    model = build(attention=({"heads": 8, "kv_heads": 2, "head_dim": 8, "window": 50, "at": "::2"},
+                             {"kind": "latent", "heads": 8, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+                              "qk_rope_head_dim": 4, "v_head_dim": 8}))  # fmt: skip
+    precision, stage = Precision(model.weight_formats("bf16"), BF16), stages_of(model, 1)[0]
+    tokens, before = np.array([1.0, 30.0, 500.0]), np.array([10.0, 20.0, 999.0])
+    grid = prefill_work(model, stage, precision, Sharding(), tokens, before=before)
+    for i in range(3):
+        one = prefill_work(model, stage, precision, Sharding(), float(tokens[i]), before=float(before[i]))
+        for many, alone in zip(grid, one, strict=True):
+            for kind in ("flops", "cache_bytes", "weight_bytes"):
+                amount = np.broadcast_to(getattr(many, kind), tokens.shape)[i]
+                assert amount == pytest.approx(getattr(alone, kind)), (many.name, kind)

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.attention import HeadAttention, LatentAttention
+from planner.cached import UNBOUNDED, Cached
 from planner.memory import cache_curve, weight_bytes
 from planner.model import ModelSpec
 from planner.precision import find_kv
-from planner.roofline import StepTime, add_stages
+from planner.roofline import IDEAL, Shares, StepTime, add_stages, step_time
 from planner.stage import Sharding, stages_of
 from planner.tensors import Role
-from planner.work import Precision, causal_pairs, decode_work, expected_experts, prefill_work
-from tests.specs import build, models
+from planner.work import Operator, Precision, decode_work, expected_experts, prefill_work
+from tests.specs import build, device, models
 
 
 def layers_of(model: ModelSpec) -> list[HeadAttention | LatentAttention]:
@@ -141,10 +142,29 @@ def test_decode_work(model: ModelSpec, batch: int, context: int) -> None:
     assert sum(float(op.weight_bytes) for op in ops if op.name != "experts") == pytest.approx(read)
 
 
-@given(st.integers(1, 60), st.integers(1, 80))
-def test_causal_pairs(tokens: int, window: int) -> None:
-    pairs = sum(1 for query in range(tokens) for key in range(query + 1) if query - key < window)
-    assert causal_pairs(tokens, window) == pairs
+@given(
+    st.integers(0, 60),
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.sampled_from([1, 3, 4]),
+    st.sampled_from([2, 5, UNBOUNDED]),
+)
+def test_pairs_and_reads_of_a_chunk(before: int, tokens: int, kept: int, every: int, read: int) -> None:
+    """Each new token is compared with what the row keeps; what earlier tokens left is read if a new token reaches it."""
+    new = range(before, before + tokens)
+    window = Cached(1, 8, kept=kept)
+    reached = {(q, k) for q in new for k in range(q + 1) if q - k < kept}
+    assert window.pairs(tokens, before) == len(reached)
+    assert window.earlier(tokens, before) == len({k for _, k in reached if k < before})
+
+    chunk = Cached(1, 8, kept=kept, chunked=True)
+    reached = {(q, k) for q in new for k in range(q + 1) if q // kept == k // kept}
+    assert chunk.pairs(tokens, before) == len(reached)
+    assert chunk.earlier(tokens, before) == len({k for _, k in reached if k < before})
+
+    sparse = Cached(1, 8, every=every, read=read)
+    assert sparse.pairs(tokens, before) == sum(min((q + 1) // every, read) for q in new)
+    assert sparse.earlier(tokens, before) == min(before // every, read * tokens)
 
 
 def test_expected_experts_is_the_mean_of_a_simulation() -> None:
@@ -203,5 +223,96 @@ def test_a_pipeline_waits_for_its_slowest_stage() -> None:
                 for s, seconds in enumerate(stages):
                     ready[part] = free[s] = max(ready[part], free[s]) + seconds
             rounds.append(ready[0])
-        times = [(StepTime(t, (t, 0.0, 0.0, 0.0, 0.0), 1.0, 1.0), 1) for t in stages]
+        times = [(StepTime(t, (t, 0.0, 0.0, 0.0, 0.0, 0.0), 1.0, 1.0), 1) for t in stages]
         assert float(add_stages(times, parts).step_s) == pytest.approx(rounds[-1] - rounds[-2])
+
+
+def _operators(model: ModelSpec, weights: str = "bf16", tokens: float = 3.0) -> dict[str, list[Operator]]:
+    precision = Precision(model.weight_formats(weights), find_kv("bf16"))
+    found: dict[str, list[Operator]] = {}
+    for op in decode_work(model, stages_of(model, 1)[0], precision, Sharding(), tokens, 9.0):
+        found.setdefault(op.name, []).append(op)
+    return found
+
+
+def test_small_kernels_one_by_one() -> None:
+    """Elements that each kernel of a dense layer reads and writes of one token; every one has 2 bytes."""
+    h, heads, kv_heads, dim, width, layers, vocab, tokens = 64, 8, 2, 16, 128, 4, 100, 3
+    kernels = {
+        "residual sum and norm before attention": 4 * h,
+        "rotary, queries": 2 * heads * dim,
+        "rotary, keys": 2 * kv_heads * dim,
+        "residual sum and norm before feed-forward": 4 * h,
+        "activation function": 3 * width,
+    }
+    model = build(attention=({"heads": heads, "kv_heads": kv_heads, "head_dim": dim},), ffn=({"width": width},))
+    found = _operators(model, tokens=tokens)
+    layer, last = found["element-wise"]
+    assert layer.activation_bytes == layers * sum(kernels.values()) * 2 * tokens
+    assert last.activation_bytes == 4 * h * 2 * tokens
+    assert found["sampling"][0].activation_bytes == (2 + 4 + 4) * vocab * tokens
+    assert "quantise" not in found
+
+    (quantised,) = _operators(model, "fp8", tokens)["quantise"]
+    assert quantised.activation_bytes == layers * heads * dim * (2 + 1) * tokens
+    assert quantised.only_in == "fp8"
+
+
+def test_small_kernels_of_experts() -> None:
+    """Of a routed expert gate, up and their product, and its output read to sum; shared experts are like a layer."""
+    h, width, shared, layers, tokens, top_k = 64, 32, 48, 4, 3, 2
+    ffn = {"width": width, "experts": 8, "top_k": top_k, "shared_width": shared}
+    dense = _operators(build(ffn=({"width": shared},)))["element-wise"][0].activation_bytes
+    experts = _operators(build(ffn=(ffn,)))["element-wise"][0].activation_bytes
+    assert experts - dense == layers * 2 * tokens * (top_k * (3 * width + h) + h)
+    quantised = _operators(build(ffn=(ffn,)), "fp8")["quantise"]
+    assert [op.activation_bytes for op in quantised] == [layers * n * (2 + 1) * tokens for n in (8 * 8, h)]
+
+
+def test_kernels_are_counted_as_before() -> None:
+    """Fitted efficiencies rest on these: ends 3; attention 5, feed-forward 4, experts and router 7 a layer."""
+    ffn = {"width": 32, "experts": 8, "top_k": 2}
+    for model, layer in ((build(), 9), (build(ffn=(ffn,)), 12), (build(ffn=({**ffn, "shared_width": 8},)), 16)):
+        launches = sum(op.launches for ops in _operators(model).values() for op in ops)
+        assert launches == 4 * layer + 3
+
+
+def test_activations_take_their_time_but_in_the_ideal() -> None:
+    """At 100 GB/s, of which half is reached; quantising is for devices that compute in the format."""
+    norms = Operator("element-wise", activation_bytes=1e9)
+    operators = [norms, Operator("quantise", ("fp8", "bf16"), activation_bytes=1e9, only_in="fp8")]
+    half = Shares(memory=0.5, activations=0.5)
+    assert step_time(operators, device(), IDEAL).step_s == 0
+    assert step_time(operators, device(), half).step_s == pytest.approx(0.02)
+    assert step_time(operators, device(peak_tflops={"bf16": 10, "fp8": 20}), half).step_s == pytest.approx(0.04)
+
+
+def test_groups_that_share_a_layer_send_each_other_its_tokens() -> None:
+    """Four groups of two ranks, twelve tokens: whole experts get copies, slices and shared dense layers get every token."""
+    h, layers, batch, ranks = 64, 4, 12.0, 8
+    ffn = {"width": 32, "experts": 16, "top_k": 3}
+    dense, experts = build(), build(ffn=(ffn,))
+
+    def sent(model: ModelSpec, name: str, sharding: Sharding) -> float:
+        precision = Precision(model.weight_formats("bf16"), find_kv("bf16"))
+        ops = decode_work(model, stages_of(model, 1)[0], precision, sharding, batch, 9.0)
+        return sum(float(op.sent_bytes) for op in ops if op.name == name)
+
+    whole = Sharding(2, dp=4, whole_experts=True)
+    others = (ranks - 1) / ranks
+    assert sent(experts, "all-to-all", whole) == pytest.approx(2 * layers * (batch / ranks * 3 * others) * h * 2)
+    for model, sharding in ((experts, Sharding(2, dp=4)), (dense, Sharding(2, dp=4, dense_over_all=True))):
+        assert sent(model, "all-gather", sharding) == pytest.approx(2 * layers * batch * others * h * 2)
+    assert sent(dense, "all-gather", Sharding(2, dp=4)) == sent(dense, "all-gather", Sharding(2)) == 0
+
+
+def test_ranks_that_share_head_and_dense_layers_do_their_work_once() -> None:
+    model = build(vocab=128)
+    precision = Precision(model.weight_formats("bf16"), find_kv("bf16"))
+    alone, shared = (
+        {op.name: op for op in decode_work(model, stages_of(model, 1)[0], precision, s, 12.0, 9.0)}
+        for s in (Sharding(), Sharding(2, dp=2, dense_over_all=True))
+    )
+    for name in ("ffn", "lm_head"):
+        assert 4 * shared[name].flops == alone[name].flops
+        assert 4 * shared[name].weight_bytes == alone[name].weight_bytes

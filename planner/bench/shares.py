@@ -13,6 +13,7 @@ from planner.bench.layers import Shape
 from planner.bench.part import Part, Peaks
 from planner.bench.predict import spec_from
 from planner.bench.profile import Measured
+from planner.efficiency import shares_of
 from planner.precision import find_kv
 from planner.roofline import Shares, step_time
 from planner.stage import Sharding, stages_of
@@ -84,9 +85,7 @@ def _share(found: Sequence[float]) -> float:
 
 def planned_s(parts: Sequence[Part], gpu: GpuSpec, row: Usage) -> float:
     """What a plan without an engine expects of a decode step, or of one layer of it, that is made of these parts [s]."""
-    shares = Shares(
-        memory=row.memory, narrow=row.memory, cache=row.cache, compute=row.compute, launch_s=row.launch_s, soft=True
-    )
+    shares = shares_of(row)
     attention = next(p for p in parts if p.kind == "decode-attention")
     shape = Shape.of(parts)
     if shape.vocab:

@@ -78,6 +78,7 @@ app.command("check-log", cls=EngineCommand)(checks.check_log)
 
 def main() -> NoReturn:
     """Run the command. No traceback reaches a user: whatever goes wrong is one line on standard error."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for plugins costs as much as a card
     gc.disable()  # a command is over before a cycle matters; collecting while modules load costs some 5 % of it
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a sign shows '?'
         if isinstance(stream, io.TextIOWrapper):

@@ -47,7 +47,7 @@ _WIDTH, _HEIGHT = 680, 430
 """Of the roofline [pixels]."""
 _COLOURS = {
     "attention": VERMILION, "projections": BLUE, "ffn": SKY, "experts": GREEN, "router": BLACK, "lm_head": ORANGE,
-    "state": PURPLE, "cross-attention": YELLOW,
+    "state": PURPLE, "cross-attention": YELLOW, "indexer": BLACK, "expansion": ORANGE,
 }  # fmt: skip
 """The same operator has the same colour in every chart; those that only move bytes are grey."""
 
@@ -284,7 +284,7 @@ def scatter_errors(
     ----------
     records
         Mappings with ``group``, ``measured``, ``ideal`` and ``expected`` in base units, and ``label``, which the tooltip
-        shows. ``ideal`` or ``expected`` may be ``None``: that panel leaves the record out.
+        shows. ``ideal`` or ``expected`` may be ``None``: that panel leaves the record out, and an empty one is left out.
     quantity, unit, per_unit
         What is measured, the unit that the axes show it in, and how much of the base unit that is.
     by
@@ -306,11 +306,11 @@ def scatter_errors(
     low = min(min(row["measured"], row["predicted"]) for row in rows) / 1.4
     high = max(max(row["measured"], row["predicted"]) for row in rows) * 1.4
     chosen = alt.selection_point(fields=["group"], bind="legend")
+    of_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("ideal", "expected")}
     panels = [
-        _scatter(
-            kind, [row for row in rows if row["kind"] == kind], (low, high), f"{quantity} [{unit}]", names, by, chosen
-        )
-        for kind in ("ideal", "expected")
+        _scatter(kind, found, (low, high), f"{quantity} [{unit}]", names, by, chosen)
+        for kind, found in of_kind.items()
+        if found
     ]
     panels[0] = panels[0].add_params(chosen)  # said once; both panels follow it
     made: alt.TopLevelMixin = configured(
@@ -376,7 +376,5 @@ def _scatter(
 def _how_far_off(rows: Sequence[Record]) -> str:
     """Median error and share within the band, in words."""
     errors = [abs(row["predicted"] / row["measured"] - 1) for row in rows]
-    if not errors:
-        return "no prediction"
     within = sum(error <= _BAND for error in errors) / len(errors)
     return f"median error {median(errors):.0%}, {within:.0%} of {len(errors):,} within ±{_BAND:.0%}"

@@ -57,8 +57,8 @@ class OperatorTime(Result):
         Format that its products run in; ``None`` where it has none or the device's rate is unknown.
     flops
         Floating-point operations [FLOP].
-    weight_bytes, cache_bytes, sent_bytes
-        Weights read, cache read and written, and what is sent to other devices [B].
+    weight_bytes, cache_bytes, activation_bytes, sent_bytes
+        Weights read, cache read and written, activations moved between operators, and what is sent to other devices [B].
     launches
         Kernels started.
     arithmetic_intensity
@@ -72,7 +72,7 @@ class OperatorTime(Result):
     share
         Of the operators' expected time, 0 to 1.
     bound
-        What takes the largest part of the expected time: weights, cache, compute, link or launch.
+        What takes the largest part of the expected time: weights, cache, compute, link, launch or activations.
     """
 
     batch: int
@@ -81,6 +81,7 @@ class OperatorTime(Result):
     flops: float
     weight_bytes: float
     cache_bytes: float
+    activation_bytes: float
     sent_bytes: float
     launches: float
     arithmetic_intensity: float | None
@@ -187,7 +188,7 @@ def roofline_of(
         tokens=answer.prefill.tokens if prefill else held, origin=d.efficiency.origin,
         bandwidth_bytes_per_s=d.gpu.bandwidth_bytes_per_s, roofs=tuple(_roofs(stages, d.gpu)),
         steps=tuple(_steps(d, wanted, held, ideal, expected, prefill)),
-        operators=tuple(_operators(d, stages, wanted)),
+        operators=tuple(_operators(d, stages, wanted, d.efficiency.prompt if prefill else d.efficiency.shares)),
         notes=(*_notes(d, wanted, held, prefill), *answer.notes),
     )  # fmt: skip
 
@@ -229,33 +230,33 @@ def _steps(
         )  # fmt: skip
 
 
-def _operators(d: Deployment, stages: Stages, batches: list[int]) -> Iterator[OperatorTime]:
+def _operators(d: Deployment, stages: Stages, batches: list[int], shares: Shares) -> Iterator[OperatorTime]:
     """Operators of every batch, those of one name summed over layers and stages."""
     kinds: dict[str, list[tuple[Operator, int]]] = {}
     for found, times in stages:
         for op in found:
             kinds.setdefault(op.name, []).append((op, times))
-    kept = {name: columns for name, rows in kinds.items() if (columns := _columns(d, rows, len(batches)))}
+    kept = {name: columns for name, rows in kinds.items() if (columns := _columns(d, rows, len(batches), shares))}
     whole = np.sum([columns["expected_s"] for columns in kept.values()], axis=0)
     for i, batch in enumerate(batches):
         for name, columns in kept.items():
             yield _operator(batch, name, {key: value[i] for key, value in columns.items()}, float(whole[i]))
 
 
-_AMOUNTS = ("flops", "weight_bytes", "cache_bytes", "sent_bytes", "launches")
+_AMOUNTS = ("flops", "weight_bytes", "cache_bytes", "activation_bytes", "sent_bytes", "launches")
 
 
-def _columns(d: Deployment, rows: list[tuple[Operator, int]], count: int) -> dict[str, Any]:
+def _columns(d: Deployment, rows: list[tuple[Operator, int]], count: int, shares: Shares) -> dict[str, Any]:
     """Work and time of one kind of operator at every batch; each row of it is timed by itself. Empty if it does nothing."""
 
     def over_batches(values: Iterable[Numbers]) -> Any:
         return np.broadcast_to(np.asarray(sum(values), dtype=float), count)
 
     found = {name: over_batches(times * getattr(op, name) for op, times in rows) for name in _AMOUNTS}
-    if not any(np.any(amount) for name, amount in found.items() if name != "launches"):
+    if not any(map(np.any, found.values())):
         return {}
     ideal = [(_alone(op, d.gpu, IDEAL), times) for op, times in rows]
-    expected = [(_alone(op, d.gpu, d.efficiency.shares), times) for op, times in rows]
+    expected = [(_alone(op, d.gpu, shares), times) for op, times in rows]
     rate = next((d.gpu.compute_rate(op.compute) for op, _ in rows if np.any(np.asarray(op.flops))), None)
     moved, bandwidth = found["weight_bytes"] + found["cache_bytes"], d.gpu.bandwidth_bytes_per_s
     with np.errstate(divide="ignore", invalid="ignore"):
