@@ -1,7 +1,7 @@
 """Achieved shares of peak, with where they come from and how far off they have been.
 
-Three origins, best first: *measured* on the user's machine, *published* (fitted to serving measurements that others made,
-``efficiencies/serving.toml``) and *generic* (typical of the architecture, ``efficiencies/generic.toml``).
+Three origins, best first: *measured* on the user's machine (`planner.measured`), *published* (fitted to serving measurements
+that others made, ``efficiencies/serving.toml``) and *generic* (typical of the architecture, ``efficiencies/generic.toml``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from planner.gpu import GpuSpec
 from planner.roofline import Shares
 from planner.row import Flag, Maybe, Positive, Row, Source, Text
 from planner.setup import Setup
+from planner.usage import Usage
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, lt=1)]
@@ -150,14 +151,15 @@ class Efficiency:
         measurements are meant to lie.
     apart_interval, apart_first_interval
         The same where prefill and decode have workers of their own.
-    origin
-        What it rests on: measured, published or generic.
+    origin, whose
+        What it rests on: measured, published or generic; and of which devices, in words.
     told
         How the interval was checked, in words.
     """
 
     name: str
     origin: str
+    whose: str
     shares: Shares
     prompt: Shares
     first_kernel_s: float
@@ -174,7 +176,8 @@ class Efficiency:
 def efficiency_of(gpu: GpuSpec, engine: str, setup: Setup, experts: bool) -> Efficiency:
     """The best efficiency known for a device under an engine.
 
-    Serving engines on architectures that were measured under them have the fitted law. Others have their architecture's row
+    A device that was measured has its own shares. Serving engines on architectures that were measured under them have the
+    fitted law. Others have their architecture's row
     or the default one, and from the law what no row has: the ratio of narrower formats and of grouped products to plain
     16-bit ones, and what a prompt's kernels cost.
 
@@ -186,13 +189,64 @@ def efficiency_of(gpu: GpuSpec, engine: str, setup: Setup, experts: bool) -> Eff
         Whether the model routes tokens to experts.
     """
     law, served = load_law(), setup.kernel_us > 0
+    if gpu.measured is not None:
+        return _measured(gpu.measured, gpu, law, setup, engine, experts)
     if served and gpu.architecture in law.architectures:
         seen = gpu.id in law.seen
         return _fitted(
             law, setup, law.bounds("tpot", experts, engine, seen), law.bounds("ttft", experts, engine, seen), seen
         )
-    row = load_architectures().get(gpu.architecture) or load_architectures()["default"]
-    return _generic(row, law, setup, engine, experts)
+    return _generic(_row(gpu), law, setup, engine, experts)
+
+
+def _row(gpu: GpuSpec) -> Architecture:
+    return load_architectures().get(gpu.architecture) or load_architectures()["default"]
+
+
+def _measured(usage: Usage, gpu: GpuSpec, law: Law, setup: Setup, engine: str, experts: bool) -> Efficiency:
+    """What the device itself reached; links, 4-bit products and what an engine costs were not measured with it."""
+    row, served = _row(gpu), setup.kernel_us > 0
+    lawful = served and gpu.architecture in law.architectures
+    shares = replace(
+        shares_of(usage), link=law.link if lawful else row.link,
+        launch_s=max(usage.launch_s, _engine_floor(row, setup)),
+    )  # fmt: skip
+    prompt_s, first_s = (max(usage.launch_s, s * served) for s in (law.prompt_kernel_s, law.first_kernel_s))
+    interval = first = usage.interval
+    loops = f"{usage.held_out} decode loops that were timed" if usage.held_out else "a guess"
+    told = f"held at least 80 % of {loops}" if usage.held_out else "is a guess"
+    if served:
+        step, prompts = (law.bounds(figure, experts, engine, gpu.id in law.seen) for figure in ("tpot", "ttft"))
+        interval, first = _around(interval, step), _around(first, prompts)
+        told = f"is the wider of two: of {loops}, and of serving engines on {law.name} devices"
+    return Efficiency(
+        name=gpu.name, origin="measured", whose=f"by kvplan bench{_when(usage)}", shares=shares,
+        prompt=replace(shares, link=law.prompt_link if lawful else row.link, launch_s=prompt_s),
+        first_kernel_s=first_s, in_step=law.in_step, interval=interval, first_interval=first,
+        apart_interval=law.wider("tpot apart", interval), apart_first_interval=law.wider("ttft apart", first), told=told,
+        basis=f"{usage.basis}, {usage.points} timings", source=(_own_source(usage),),
+    )  # fmt: skip
+
+
+def shares_of(usage: Usage) -> Shares:
+    """What a device reached, on its own; 4-bit products are to 16-bit ones as under serving engines."""
+    law = load_law()
+    return Shares(
+        memory=usage.memory, narrow=usage.memory, cache=usage.cache, compute=usage.compute, compute8=usage.compute8,
+        compute4=usage.compute * law.compute4 / law.compute, grouped=usage.grouped, activations=usage.memory,
+        launch_s=usage.launch_s, soft=True,
+    )  # fmt: skip
+
+
+def _when(usage: Usage) -> str:
+    return f" on {usage.date}" * bool(usage.date) + f" ({usage.file})" * bool(usage.file)
+
+
+def _own_source(usage: Usage) -> Source:
+    return Source(
+        title="measured by kvplan bench", locator=", ".join(filter(None, (usage.file, usage.software))) or "a GPU file",
+        date=usage.date or "no date",
+    )  # fmt: skip
 
 
 def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool) -> Efficiency:
@@ -203,7 +257,7 @@ def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool)
     )  # fmt: skip
     which = "" if seen else ", of devices left out"
     return Efficiency(
-        name=law.name, origin="published" if seen else "generic", shares=shares,
+        name=law.name, origin="published" if seen else "generic", whose=f"for {law.name} devices", shares=shares,
         prompt=replace(shares, link=law.prompt_link, launch_s=law.prompt_kernel_s),
         first_kernel_s=law.first_kernel_s, in_step=law.in_step, interval=interval, first_interval=first,
         apart_interval=law.wider("tpot apart", interval), apart_first_interval=law.wider("ttft apart", first),
@@ -214,25 +268,28 @@ def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool)
 
 def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bool) -> Efficiency:
     served = setup.kernel_us > 0
-    floor = row.launch_s
-    if served:  # what a kernel costs under the engine was fitted on Hopper; elsewhere in proportion to its own floor
-        floor *= setup.kernel_us * MICRO / load_architectures()["Hopper"].launch_s
     narrower, narrowest = law.compute8 / law.compute, law.compute4 / law.compute
     shares = Shares(
         memory=row.memory, narrow=row.memory, cache=row.memory, compute=row.compute, compute8=row.compute * narrower,
         compute4=row.compute * narrowest, grouped=law.grouped, link=row.link,
-        activations=row.memory, launch_s=floor, soft=True,
+        activations=row.memory, launch_s=_engine_floor(row, setup) if served else row.launch_s, soft=True,
     )  # fmt: skip
     fitted, first = (law.bounds(figure, experts, engine, False) for figure in ("tpot", "ttft"))
     interval = _around(row.interval, fitted) if served else row.interval
     first = _around(interval, first)
     held = f"held {row.coverage:.0%} of {row.held_out} measured steps{row.caveat}" if row.held_out else "is a guess"
     return Efficiency(
-        name=row.name, origin="generic", shares=shares, prompt=replace(shares, launch_s=law.prompt_kernel_s),
+        name=row.name, origin="generic", whose=f"for {row.name} devices", shares=shares,
+        prompt=replace(shares, launch_s=law.prompt_kernel_s),
         first_kernel_s=law.first_kernel_s if served else row.launch_s, in_step=law.in_step, interval=interval,
         first_interval=first, apart_interval=law.wider("tpot apart", interval),
         apart_first_interval=law.wider("ttft apart", first), told=held, basis=row.basis, source=row.source,
     )  # fmt: skip
+
+
+def _engine_floor(row: Architecture, setup: Setup) -> float:
+    """What a kernel costs under the engine [s]: fitted on Hopper, elsewhere in proportion to the device's own floor."""
+    return row.launch_s * setup.kernel_us * MICRO / load_architectures()["Hopper"].launch_s
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 from planner.precision import compute_rate
 from planner.row import Count, Positive, Row, Source, Text
 from planner.units import GIB
+from planner.usage import Usage
 
 PeakFormat = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4", "fp4"]
 
@@ -83,6 +84,8 @@ class GpuSpec(Row):
     source: tuple[Source, ...] = Field(min_length=1)
     rival: tuple[Rival, ...] = ()
     note: str = ""
+    measured: Usage | None = None
+    """What ``kvplan bench`` found that it reaches; the catalogue's own files have none."""
 
     @model_validator(mode="after")
     def _check(self) -> GpuSpec:

@@ -22,6 +22,7 @@ from planner.engine import load_engine
 from planner.errors import InputError, KvplanError
 from planner.gpu import GpuSpec
 from planner.lognames import cache_format, devices_of, find_device, find_model, weight_format
+from planner.measured import find_gpu
 from planner.model import ModelSpec
 from planner.settle import MAX_GPUS, deploy
 from planner.startlog.log import StartLog
@@ -261,7 +262,7 @@ def _model(log: StartLog, told: str | Path | ModelSpec | None, notes: list[str])
 def _device(log: StartLog, told: str | None, vendors: tuple[str, ...], notes: list[str]) -> GpuSpec | None:
     total = log.device_bytes
     if told is not None:
-        found = load_gpu(told)
+        found = find_gpu(told)
     elif log.gpu and (named := find_device(log.gpu)):
         found = named
     elif total and (close := [g for g in devices_of(total) if not vendors or g.vendor in vendors]):

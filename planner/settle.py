@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planner.catalog import load_gpu
 from planner.deployment import Deployment, situation
 from planner.engine import Engine, load_engine
 from planner.errors import InputError, UnknownNameError
 from planner.gpu import GpuSpec
+from planner.measured import find_gpu, is_file
 from planner.model import ModelSpec
 from planner.precision import KV_FORMATS, KvFormats, find_kv
 from planner.setup import Setup
@@ -48,7 +48,7 @@ def parse_gpu(text: str) -> tuple[int | None, str]:
 
 def _device(name: str | Path | GpuSpec) -> GpuSpec:
     try:
-        return load_gpu(name)
+        return find_gpu(name)
     except UnknownNameError:
         turned = _REVERSED.fullmatch(str(name))
         if turned is None:
@@ -142,7 +142,7 @@ def deploy(
         batch=batch,
         source_tokens=model.source_tokens if source is None else parse_tokens(source, "source length"),
         pad_heads=pad_heads,
-        gpu_name=str(name) if isinstance(name, (str, Path)) and str(name).lower().endswith(".toml") else spec.id,
+        gpu_name=str(name) if is_file(name) else spec.id,
         fixed_degrees=tp is not None or pp is not None or dp > 1,
         given=given,
     )

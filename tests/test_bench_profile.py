@@ -13,55 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.bench import fit, predict
-from planner.bench.device import Facts
-from planner.bench.part import Part, Peaks
-from planner.bench.profile import (
-    Measured,
-    MemoryCheck,
-    Profile,
-    checksum,
-    default_path,
-    load,
-    merge,
-    save,
-    user_folder,
-)
-from planner.calibrate.model import Kernel, law
+from planner.bench.part import Part
+from planner.bench.profile import Measured, Profile, default_path, load, merge, save
+from planner.calibrate.model import Kernel
 from planner.errors import CardError, InputError, OutputError
-
-FACTS = Facts(kind="cuda", name="NVIDIA H100 80GB HBM3", catalogue="h100-sxm", total_bytes=85 * 10**9,
-              cache_bytes=50 * 10**6, units=132, torch="2.13.0", python="3.11.7", system="Linux")  # fmt: skip
-PEAKS = Peaks(bandwidth=3.35e12, flops={"bf16": 989e12}, origin="catalogue", units=132, cache_bytes=50 * 10**6)
-
-
-def gemm(m: int, n: int = 4096, k: int = 4096) -> Part:
-    return Part(kind="gemm", form="bf16", runs_in="bf16", shape={"m": float(m), "n": float(n), "k": float(k)})
-
-
-def true_kernel() -> Kernel:
-    return Kernel(launch_s=4e-6, memory=0.86, compute=0.71, p=3.0)
-
-
-def seconds(part: Part, kernel: Kernel) -> float:
-    return float(law(kernel, part.work(kernel.tile), PEAKS.machine("bf16"), False, False))
-
-
-def measured(part: Part, held_out: bool = False) -> Measured:
-    time_s = seconds(part, true_kernel())
-    return Measured(operator="GEMM bf16", shape=str(part.shape), parts=(part,), held_out=held_out, mode="graph",
-                    samples_s=tuple(time_s * f for f in (0.99, 1.0, 1.0, 1.0, 1.01)))  # fmt: skip
-
-
-def made() -> Profile:
-    shapes = [(m, n) for m in (2, 8, 64, 512, 4096) for n in (4096, 6144, 28672)]
-    rows = [measured(gemm(m, n)) for m, n in shapes] + [measured(gemm(m, 8192), True) for m in (4, 32, 1024)]
-    check = MemoryCheck(
-        variant="MHA", form="bf16", batch=1, context=2, predicted_bytes=4, tensor_bytes=4, allocator_bytes=512
-    )
-    bare = Profile(date="2026-11-24T00:00:00Z", facts=FACTS, peaks=PEAKS, main="bf16", size="quick", measured=tuple(rows),
-                   memory=(check,))  # fmt: skip
-    return fit.refit(bare)
-
+from planner.measured import checksum, user_folder
+from tests.profiles import FACTS, PEAKS, gemm, made, measured, seconds, true_kernel
 
 PROFILE = made()
 
@@ -78,6 +35,9 @@ def test_shares_of_plans_follow() -> None:
     found = PROFILE.usage
     assert found is not None
     assert found.memory == pytest.approx(0.76, abs=0.12)
+    assert PROFILE.device is not None
+    assert PROFILE.device.measured == found
+    assert found.date == "2026-11-24"
     assert found.compute == pytest.approx(0.70, abs=0.05)
 
 
@@ -195,11 +155,14 @@ def test_profiles_of_different_machines_do_not(change: dict[str, Any], words: st
 
 
 def test_where_profiles_lie() -> None:
+    assert user_folder({"KVPLAN_DATA": "here", "XDG_DATA_HOME": "/data"}, "linux") == Path("here")
     assert user_folder({"XDG_DATA_HOME": "relative"}, "linux") == Path.home() / ".local" / "share" / "kvplan"
     assert user_folder({"LOCALAPPDATA": "/app"}, "win32") == Path("/app/kvplan")
     assert user_folder({}, "darwin") == Path.home() / "Library" / "Application Support" / "kvplan"
     assert default_path(FACTS).name == "h100-sxm.json"
-    assert default_path(FACTS.model_copy(update={"catalogue": "", "name": "AMD EPYC 9/?"})).name == "amd-epyc-9.json"
+    other = FACTS.model_copy(update={"catalogue": "", "name": "AMD EPYC 9/?"})
+    assert default_path(other).name == "amd-epyc-9.json"
+    assert default_path(other.model_copy(update={"kind": "cpu"})).name == "amd-epyc-9-cpu.json"
 
 
 def test_what_was_known_before() -> None:

@@ -57,6 +57,9 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> 
     assert len(run(kvplan, "models", "--csv", "-").splitlines()) == len(model_ids()) + 1
     assert run(kvplan, "validate", "capacity", "--csv", "-").count("log-") >= 200
     (elsewhere / "start.log").write_text("INFO GPU KV cache size: 33,504 tokens\n", encoding="utf-8")
+    bench = subprocess.run([kvplan, "bench"], capture_output=True, text=True, env=env, cwd=elsewhere, check=False)
+    assert (bench.returncode, bench.stderr.count("\n")) == (2, 1)
+    assert "pip install 'kvplan[bench]'" in bench.stderr
     assert "vllm" in run(kvplan, "check-log", "start.log", "--model", "llama3-8b")
     drawn = [kvplan, "roofline", "llama3-8b", "--gpu", "h100", "--html", "a.html"]  # without the extra
     refused = subprocess.run(drawn, check=False, capture_output=True, text=True, env=env, cwd=elsewhere)

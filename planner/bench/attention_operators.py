@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
-from planner.bench.attend import ANY, FUSED, WAYS, decoder, latent, prefiller
+from planner.bench.attend import ANY, NATIVE, WAYS, decoder, latent, prefiller
 from planner.bench.operator import Operator, Prepared
 from planner.bench.part import Part
 from planner.bench.rig import Rig
@@ -100,15 +102,19 @@ class PrefillAttention(Operator):
         return f"{self.batch:,} x {self.tokens:,} tokens, {self.heads}:{self.kv_heads} heads of {self.head_dim}"
 
     def prepare(self, rig: Rig) -> Prepared:
+        return self.prepared(rig, rig.ways["prefill"])
+
+    def prepared(self, rig: Rig, way: str) -> Prepared:
+        """Ready to run in a given way."""
         cache = rig.operands(self.form, (2, self.batch, self.kv_heads, self.tokens, self.head_dim))
         queries = rig.random(self.form, (self.batch, self.heads, self.tokens, self.head_dim))
-        attend = prefiller(rig.ways["prefill"], rig.device)
+        attend = prefiller(way, rig.device)
 
         def run(i: int) -> object:
             k, v = cache[i % len(cache)]
             return attend(queries, k, v)
 
-        return Prepared(run, len(cache), rig.ways["prefill"].partition(",")[0])
+        return Prepared(run, len(cache), way)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,26 +151,33 @@ def choose_ways(rig: Rig, context: int, seconds: float = 0.05) -> None:
     None of them expands keys and values in memory. Ways that this torch or device lacks raise and are left out.
     """
     shapes = [DecodeAttention(form=rig.main, batch=1, context=context, kv_heads=n) for n in (HEADS, 8, 1)]
-    on_gpu = rig.device.kind == "cuda"
+    prompt = PrefillAttention(form=rig.main, batch=1, tokens=min(context, 512), kv_heads=8)
+    prompts = [way for way in WAYS if WAYS[way][1] == NATIVE and WAYS[way][0]]
+    decode = _fastest(rig, _ways_for(rig.device.kind), lambda way: [op.prepared(rig, way) for op in shapes], seconds)
+    prefill = _fastest(rig, prompts, lambda way: [prompt.prepared(rig, way)], seconds, ANY)
+    rig.ways |= {"decode": decode, "prefill": prefill}
+
+
+def _fastest(
+    rig: Rig, ways: Sequence[str], prepare: Callable[[str], list[Prepared]], seconds: float, other: str = "grouped products"
+) -> str:  # fmt: skip
+    """The way with the least product of times; another if none of them runs."""
     times: dict[str, float] = {}
-    for way in WAYS:
-        if way not in _ways_for(rig.device.kind):
-            continue
+    for way in ways:
         try:
-            total = 1.0
-            for op in shapes:
-                ready = op.prepared(rig, way)
-                ready.call(0)
-                rig.device.sync()
-                timing = measure(ready.call, rig.device, seconds, copies=ready.copies, graph=on_gpu)
-                total *= timing.median_s
-            times[way] = total
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch says of each kernel that it passes over why
+                times[way] = prod(_median_s(ready, rig, seconds) for ready in prepare(way))
         except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
             if rig.device.is_out_of_memory(error):
                 raise
-            rig.device.sync()
-    rig.ways["decode"] = min(times, key=times.__getitem__)
-    rig.ways["prefill"] = _prefill_way(rig)
+    return min(times, key=times.__getitem__, default=other)
+
+
+def _median_s(ready: Prepared, rig: Rig, seconds: float) -> float:
+    ready.call(0)
+    rig.device.sync()
+    return measure(ready.call, rig.device, seconds, copies=ready.copies).median_s
 
 
 def _ways_for(kind: str) -> Sequence[str]:
@@ -172,16 +185,3 @@ def _ways_for(kind: str) -> Sequence[str]:
     if kind == "cuda":
         return tuple(way for way in WAYS if way != ANY)
     return ("flash, groups as rows", "grouped products") if kind == "cpu" else ("grouped products",)
-
-
-def _prefill_way(rig: Rig) -> str:
-    for way in ("cuDNN, native GQA", "flash, native GQA", *FUSED):
-        try:
-            op = PrefillAttention(form=rig.main, batch=1, tokens=64, kv_heads=8)
-            rig.ways["prefill"] = way
-            op.prepare(rig).call(0)
-            rig.device.sync()
-        except (RuntimeError, NotImplementedError, TypeError, AttributeError):
-            continue
-        return way
-    return ANY

@@ -21,7 +21,8 @@ from planner.bench.naming import spec_of
 from planner.errors import InputError
 from planner.row import Count, Maybe, Row, Text
 
-KINDS = ("cuda", "mps", "cpu")
+KINDS = ("cuda", "rocm", "mps", "cpu")
+"""torch calls ROCm's devices ``cuda`` too."""
 
 
 def need_torch() -> Any:
@@ -68,6 +69,12 @@ class Facts(Row):
     clock_mhz: Annotated[float, Field(gt=0, lt=1e6)] | None = None
 
     @property
+    def id(self) -> str:
+        """Its id in the catalogue, or one made of its name; a CPU's says that it is one, as a GPU may have its name."""
+        name = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:50] or self.kind
+        return self.catalogue or (f"{name}-cpu" if self.kind == "cpu" and "cpu" not in name else name)
+
+    @property
     def identity(self) -> tuple[str, str, int, int]:
         """What two runs on one machine share: kind, name, memory to the GiB, and units."""
         return self.kind, self.name, round(self.total_bytes / 2**30), self.units
@@ -112,6 +119,10 @@ class Device:
             return int(self.torch.cuda.memory_allocated(self.target))
         return int(self.torch.mps.current_allocated_memory()) if self.kind == "mps" else None
 
+    def reserved(self) -> int:
+        """Bytes that the process has taken from the device, whether in use or not; 0 where nobody counts [B]."""
+        return int(self.torch.cuda.memory_reserved(self.target)) if self.kind == "cuda" else 0
+
     def free_bytes(self) -> int:
         """Memory that is free now [B]."""
         if self.kind == "cuda":
@@ -123,8 +134,9 @@ class Device:
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether an error says that memory ran out."""
         words = str(error).lower()
+        said = ("out of memory", "can't allocate memory", "alloc_failed")
         return isinstance(error, (MemoryError, self.torch.OutOfMemoryError)) or (
-            isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+            isinstance(error, RuntimeError) and any(one in words for one in said)
         )
 
 
@@ -134,7 +146,7 @@ def find_device(name: str | None = None, threads: int | None = None) -> Device:
     Parameters
     ----------
     name
-        ``cuda``, ``cuda:1``, ``mps`` or ``cpu``.
+        ``cuda``, ``cuda:1``, ``rocm``, ``mps`` or ``cpu``.
     threads
         Threads of a CPU; without it, as many as help at the moment.
 
@@ -145,9 +157,10 @@ def find_device(name: str | None = None, threads: int | None = None) -> Device:
     """
     torch = need_torch()
     kind = (name or "").partition(":")[0]
-    if name and (kind not in KINDS or not re.fullmatch(r"cuda(:[0-9]{1,3})?|mps|cpu", name)):
-        raise InputError(f"unknown device {name[:40]!r}; use one of cuda, cuda:1, mps, cpu")
-    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name and not re.fullmatch(r"(cuda|rocm)(:[0-9]{1,3})?|mps|cpu", name):
+        raise InputError(f"unknown device {name[:40]!r}; use one of cuda, cuda:1, rocm, mps, cpu")
+    gpu, hip = torch.cuda.is_available(), bool(torch.version.hip)
+    have = {"cuda": gpu and not hip, "rocm": gpu and hip, "mps": torch.backends.mps.is_available(), "cpu": True}
     chosen = kind or next(k for k in KINDS if have[k])
     if not have[chosen]:
         there = ", ".join(k for k in KINDS if have[k])
@@ -161,7 +174,9 @@ def find_device(name: str | None = None, threads: int | None = None) -> Device:
 
 
 def _common(torch: Any) -> dict[str, Any]:
-    return {"torch": torch.__version__, "python": platform.python_version(), "system": platform.platform()}
+    release = re.match(r"[0-9]+(\.[0-9]+)?", platform.release())
+    system = " ".join(filter(None, (platform.system(), release and release[0], platform.machine())))
+    return {"torch": torch.__version__, "python": platform.python_version(), "system": system}
 
 
 def _cuda(torch: Any, target: Any) -> Device:
@@ -221,7 +236,7 @@ def _cpu(torch: Any, threads: int | None) -> Device:
         threads = min(unclaimed(at_start), helpful_threads(torch, at_start))
         if threads < at_start:
             remarks = (
-                f"other programs keep this CPU busy, so that {at_start} threads would wait for each other: measured on "
+                f"Other programs keep this CPU busy, so that {at_start} threads would wait for each other: measured on "
                 f"{threads}. Close them, or ask for --threads {at_start}.",
             )
     torch.set_num_threads(threads)

@@ -6,21 +6,19 @@ import json
 import re
 from typing import Any
 
-from planner.bench.part import Usage
 from planner.bench.predict import spec_from
 from planner.bench.profile import Profile
 from planner.calibrate.model import KernelFile
 from planner.catalog import load_gpu
 from planner.errors import InputError
 from planner.gpu import GpuSpec
-from planner.roofline import Shares
 from planner.row import Source
 
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,59}")
 
 
 def gpu_of(profile: Profile, gpu_id: str = "") -> GpuSpec:
-    """The device of a profile, as the catalogue has it or as it was measured.
+    """The device of a profile with what it reached: as the catalogue has it or, if it is not there, as it was measured.
 
     Raises
     ------
@@ -28,15 +26,17 @@ def gpu_of(profile: Profile, gpu_id: str = "") -> GpuSpec:
         If the id is not one that a file can have.
     """
     facts = profile.facts
-    if facts.catalogue and not gpu_id:
-        return load_gpu(facts.catalogue)
-    name = gpu_id or re.sub(r"[^a-z0-9.]+", "-", facts.name.lower()).strip("-.")[:60] or facts.kind
-    if not _ID.fullmatch(name):
-        raise InputError(f"{name[:60]!r} cannot be a GPU's id; use small letters, digits, dots and hyphens")
-    return spec_from(
-        name, facts.name, facts.total_bytes, profile.peaks.bandwidth, profile.peaks.flops, facts.cache_bytes,
-        facts.name.split()[0], profile.date[:10],
+    if gpu_id and not _ID.fullmatch(gpu_id):
+        raise InputError(f"{gpu_id[:60]!r} cannot be a GPU's id; use small letters, digits, dots and hyphens")
+    found = {"id": gpu_id or facts.id, "measured": profile.usage}
+    if facts.catalogue:
+        others = {"aliases": ()} if gpu_id else {}  # another entry cannot answer to the names of this one
+        return load_gpu(facts.catalogue).model_copy(update={**found, **others})
+    made = spec_from(
+        facts.id, facts.name, facts.total_bytes, profile.peaks.bandwidth, profile.peaks.flops, facts.cache_bytes,
+        re.sub(r"\(.*?\)", "", facts.name.split()[0]) or "unknown", profile.date[:10],
     )  # fmt: skip
+    return made.model_copy(update=found)
 
 
 def kernel_file(profile: Profile) -> KernelFile:
@@ -49,25 +49,33 @@ def kernel_file(profile: Profile) -> KernelFile:
     )  # fmt: skip
 
 
-def shares_of(usage: Usage) -> Shares:
-    """What the roofline of plans takes."""
-    return Shares(
-        memory=usage.memory, narrow=usage.memory, cache=usage.cache, compute=usage.compute, compute8=usage.compute8,
-        compute4=usage.compute8, grouped=usage.grouped, launch_s=usage.launch_s, soft=True,
-    )  # fmt: skip
-
-
 def toml(spec: GpuSpec) -> str:
     """A catalogue file, as `catalog.load_gpu` reads it."""
     fields = spec.model_dump(exclude_none=True, exclude_defaults=True)
     fields.pop("id")  # it is the file's name
-    sources, tables = fields.pop("source"), {k: v for k, v in fields.items() if isinstance(v, dict)}
-    lines = _pairs({k: v for k, v in fields.items() if k not in tables})
+    fields.get("measured", {}).pop("file", None)
+    rows = {name: value for name, value in fields.items() if _is_rows(value)}
+    tables = {name: value for name, value in fields.items() if isinstance(value, dict)}
+    lines = _pairs({name: value for name, value in fields.items() if name not in (*rows, *tables)})
     for name, table in tables.items():
         lines += ["", f"[{name}]", *_pairs(table)]
-    for source in sources:
-        lines += ["", "[[source]]", *_pairs({k: v for k, v in source.items() if v})]
+    for name, several in rows.items():
+        for row in several:
+            lines += [*_tables(name, row)]
     return "\n".join(lines) + "\n"
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and bool(value) and isinstance(value[0], dict)
+
+
+def _tables(name: str, row: dict[str, Any]) -> list[str]:
+    """One row of an array of tables, and the tables in it."""
+    inner = {key: value for key, value in row.items() if isinstance(value, dict)}
+    lines = ["", f"[[{name}]]", *_pairs({key: value for key, value in row.items() if value and key not in inner})]
+    for key, table in inner.items():
+        lines += [f"[{name}.{key}]", *_pairs(table)]
+    return lines
 
 
 def _pairs(fields: dict[str, Any]) -> list[str]:
@@ -77,4 +85,6 @@ def _pairs(fields: dict[str, Any]) -> list[str]:
 def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if value < 1e6 else f"{value:.0f}"
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_value, value))}]"
+    return json.dumps(value, ensure_ascii=False)

@@ -68,7 +68,7 @@ class Experts(Operator):
                 grouped(0)
                 rig.device.sync()
                 return Prepared(grouped, copies, "grouped_mm")
-            except (RuntimeError, AttributeError, NotImplementedError) as error:
+            except (RuntimeError, AttributeError, NotImplementedError, TypeError, ValueError) as error:
                 if rig.device.is_out_of_memory(error):
                     raise
         return Prepared(loop, copies, "one expert after another")

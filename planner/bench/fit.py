@@ -1,4 +1,4 @@
-"""From timings to efficiencies: the law of `calibrate.model` by class and format, and the few shares that plans use.
+"""From timings to efficiencies: the law of `calibrate.model` by class and format; see `shares` for what plans use.
 
 Few timings cannot carry many parameters. Sets of parameters are tried from few to many, and the one is kept that predicts
 best what it was not fitted to (cross-validation over the shapes of the fit); the error that is reported is over shapes that
@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from planner.bench.device import Facts
-from planner.bench.part import MOVES, Part, Peaks, Usage
-from planner.bench.predict import ByKernels, ByShares, total_s
+from planner.bench.entry import gpu_of
+from planner.bench.part import Part, Peaks
+from planner.bench.predict import ByKernels
 from planner.bench.profile import Measured, Profile
+from planner.bench.shares import usage
 from planner.calibrate.fit import BOUNDS, FREE, TILES, errors, minimise
 from planner.calibrate.model import Kernel, KernelRow, law
 from planner.calibrate.shapes import PLAIN, Tile
@@ -169,86 +171,6 @@ _BOUNDS_HERE = {"launch_s": (5e-6, 3e-7, 2e-3), "memory": (0.7, 0.01, 1.0), "com
 """Wider than for GPUs: a CPU's kernels can be further from its peaks."""
 
 
-# -- the few shares of plans -------------------------------------------------------------------------------------------
-
-
-def usage(measured: Sequence[Measured], peaks: Peaks, main: str) -> Usage | None:
-    """The few numbers that plans use: ``None`` without products.
-
-    Caches from decode attention, compute from the largest products, launch from the emptiest call, and memory such that
-    decoder layers take what they took. The decode loop was not fitted, and gives the interval.
-    """
-    products = [(m, p) for m, p in _plain(measured, "gemm") if p.form == main]
-    if not products:
-        return None
-    streams = [(m, p) for m, p in products if p.shape["m"] <= 2] or products
-    reads = [(m, p) for m, p in _plain(measured, "decode-attention") if p.shape["kv_heads"] > 1]
-    memory = _streamed(streams, peaks)
-    compute = _computed(products, peaks)
-    narrow = [(m, p) for m, p in _plain(measured, "gemm") if p.runs_in in ("fp8", "int8")]
-    experts = _plain(measured, "moe")
-    row = Usage(
-        memory=memory, cache=_streamed(_longest(reads), peaks) if reads else memory, compute=compute,
-        compute8=_computed(narrow, peaks) if narrow else compute,
-        grouped=min(1.0, _computed(experts, peaks) / compute) if experts else 1.0,
-        launch_s=min((m.median_s for m, _ in _plain(measured, "launch")), default=0.0), interval=(0.7, 1.5),
-        points=len(measured), held_out=0, basis="measured on this machine by kvplan bench",
-    )  # fmt: skip
-    row = _through_layers(measured, peaks, row)
-    captured = "decode loop, graph"  # where there is one: an eager loop is the host's time
-    ratios = _ratios(measured, peaks, row, captured) or _ratios(measured, peaks, row, "decode loop")
-    if not ratios:
-        return row
-    low, high = (float(np.quantile(ratios, q)) for q in (0.1, 0.9))
-    return row.model_copy(update={"interval": (min(low, 1.0), max(high, 1.0)), "held_out": len(ratios)})
-
-
-def _streamed(found: Sequence[tuple[Measured, Part]], peaks: Peaks) -> float:
-    """Share of bandwidth, in the median."""
-    return _share([float(p.work().nbytes) / peaks.bandwidth / m.median_s for m, p in found])
-
-
-def _longest(found: Sequence[tuple[Measured, Part]]) -> list[tuple[Measured, Part]]:
-    """The half that takes longest."""
-    return sorted(found, key=lambda pair: -pair[0].median_s)[: max(1, len(found) // 2)]
-
-
-def _computed(found: Sequence[tuple[Measured, Part]], peaks: Peaks) -> float:
-    """Share of the peak that the largest calls reach, in the median of the four with the most arithmetic."""
-    largest = sorted(found, key=lambda pair: -float(pair[1].work().flops))[:4]
-    return _share([float(p.work().flops) / float(peaks.machine(p.runs_in).peak) / m.median_s for m, p in largest])
-
-
-def _share(found: Sequence[float]) -> float:
-    return float(np.clip(np.median(found), 1e-3, 1.0))
-
-
-def _through_layers(measured: Sequence[Measured], peaks: Peaks, row: Usage) -> Usage:
-    """The same with the memory share at which decoder layers take what they took, in the median."""
-    low, high = 1e-3, 1.0
-    if not _ratios(measured, peaks, row, "decoder layer"):
-        return row
-    for _ in range(40):
-        middle = math.sqrt(low * high)
-        tried = row.model_copy(update={"memory": middle})
-        if float(np.median(_ratios(measured, peaks, tried, "decoder layer"))) > 1.0:
-            high = middle
-        else:
-            low = middle
-    return row.model_copy(update={"memory": math.sqrt(low * high)})
-
-
-def _ratios(measured: Sequence[Measured], peaks: Peaks, row: Usage, of: str) -> list[float]:
-    """Measured over expected times of layers, or of loops, at these shares."""
-    alone = ByShares(row, peaks, "measured")
-    chosen = [(one.median_s, total_s(one.parts, alone)) for one in measured if one.operator.startswith(of)]
-    return [seconds / predicted for seconds, predicted in chosen if predicted]
-
-
-def _plain(measured: Iterable[Measured], kind: str) -> list[tuple[Measured, Part]]:
-    return [(m, m.parts[0]) for m in measured if m.kind == kind]
-
-
 def best_peaks(measured: Iterable[Measured], facts: Facts) -> Peaks:
     """What the device did at best: bytes beyond the last-level cache, and arithmetic by format."""
     bandwidth, flops = 0.0, dict[str, float]()
@@ -260,8 +182,8 @@ def best_peaks(measured: Iterable[Measured], facts: Facts) -> Peaks:
             bandwidth = max(bandwidth, float(done.nbytes) / one.median_s)
         if float(done.flops) and one.kind == "gemm":
             flops[form] = max(flops.get(form, 0.0), float(done.flops) / one.median_s)
-    if not bandwidth:
-        streams = [one for one in measured if one.kind in MOVES]
+    if not bandwidth:  # nothing but products and attention, whose operands do not fit into the cache together either
+        streams = [one for one in measured if one.kind not in ("whole", "all-reduce", "host-copy")]
         bandwidth = max((float(m.parts[0].work().nbytes) / m.median_s for m in streams), default=1e9)
     return Peaks(
         bandwidth=bandwidth, flops=flops or {"bf16": 1e10}, origin="measured", units=facts.units,
@@ -275,7 +197,11 @@ def refit(profile: Profile) -> Profile:
     peaks = best_peaks(measured, facts) if profile.peaks.origin == "measured" else profile.peaks
     kernels = fit_kernels(measured, peaks, facts.kind == "cpu")
     found = usage(measured, peaks, profile.main)
-    return profile.model_copy(update={"peaks": peaks, "kernels": kernels, "usage": found})
+    if found is not None:
+        software = f"kvplan {profile.kvplan}, torch {facts.torch}"
+        found = found.model_copy(update={"date": profile.date[:10], "software": software})
+    fitted = profile.model_copy(update={"peaks": peaks, "kernels": kernels, "usage": found})
+    return fitted.model_copy(update={"device": gpu_of(fitted) if found is not None else None})
 
 
 def predictor(profile: Profile) -> ByKernels:

@@ -6,7 +6,7 @@ blocks, as engines' caches do: a block is allocated when the first token of it c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,6 +42,17 @@ class Shape:
         return ModelSpec.derived(
             id="bench-model", name="Bench model", family="bench", hidden=self.hidden, vocab=self.vocab, layers=self.layers,
             context_limit=2**20, attention=(row,), ffn=({"width": self.width},), source=(source,),
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Shape:
+        """The decoder that a step, or one layer of a step, is made of; without a vocabulary if it is one layer."""
+        attention = next(p for p in parts if p.kind == "decode-attention")
+        products = [p.shape for p in parts if p.kind == "gemm"]
+        a = {name: int(attention.shape[name]) for name in ("heads", "kv_heads", "head_dim")}
+        return cls(
+            hidden=int(products[0]["k"]), width=int(products[3]["k"]), layers=attention.times,
+            vocab=int(products[4]["n"]) if len(products) > 4 else 0, **a,
         )  # fmt: skip
 
     def layer_parts(self, form: str, batch: int, context: int) -> tuple[Part, ...]:

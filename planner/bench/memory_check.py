@@ -129,7 +129,9 @@ def check_batch(device: Device, variant: str, budget: int, context: int, most: i
     gpu = spec_from("bench", "bench", budget, 1e11, {"bf16": 1e13}, 0)
     planned = deploy(spec, gpu, context=context, tp=1, weights="bf16", kv="bf16", engine="none")
     predicted = int(planned.max_batch(context))
-    torch, before = device.torch, device.allocated() or 0
+    torch = device.torch
+    device.empty_cache()
+    before = device.reserved()
     elements = sum(t.parameters * n for t, n in spec.all_tensors())
     weights = torch.empty(elements, dtype=torch.bfloat16, device=device.target)
     held, kept = storage([weights]), list[Any]()

@@ -252,7 +252,10 @@ class Gemm(Operator):
             out = torch.bfloat16
 
             def scaled(i: int) -> object:
-                return torch._scaled_mm(inputs, weights[i % copies].t(), scale_a=one, scale_b=one, out_dtype=out)
+                right = weights[i % copies].t()
+                return torch._scaled_mm(
+                    inputs, right, scale_a=one, scale_b=one, out_dtype=out, use_fast_accum=True
+                )  # as serving engines do
 
             return Prepared(scaled, copies)
         linear = torch.nn.functional.linear

@@ -19,7 +19,6 @@ from planner.row import Flag, Row, Text
 if TYPE_CHECKING:
     from planner.arrays import Numbers
 
-Share = Annotated[float, Field(gt=0, le=1)]
 Amount = Annotated[float, Field(ge=0, lt=1e18, allow_inf_nan=False)]
 
 MOVES = ("memory-read", "memory-copy", "element-wise", "launch", "host-copy", "all-reduce")
@@ -106,32 +105,3 @@ class Peaks(Row):
         """The least time that one call can take: the slower of its bytes and its arithmetic at full peaks [s]."""
         done, machine = part.work(), self.machine(part.runs_in)
         return max(float(done.nbytes) / float(machine.bandwidth), float(done.flops) / float(machine.peak))
-
-
-class Usage(Row):
-    """Achieved shares of a device's peaks in the few numbers that plans use, fitted on the machine itself.
-
-    Attributes
-    ----------
-    memory, cache
-        Shares of bandwidth at which weights, and keys and values, stream.
-    compute, compute8, grouped
-        Shares of the dense peak that 16-bit and 8-bit products reach, and share of these of products of routed experts.
-    launch_s
-        Time that every call costs at least [s].
-    interval
-        Factors on the expected time of a decode step between which 80 % of the decode loop's times lay.
-    points, held_out
-        Timings fitted to, and decode loops that the interval is of.
-    """
-
-    memory: Share
-    cache: Share
-    compute: Share
-    compute8: Share
-    grouped: Share = 1.0
-    launch_s: Annotated[float, Field(ge=0, lt=1)]
-    interval: tuple[Annotated[float, Field(gt=0, lt=1e6)], Annotated[float, Field(gt=0, lt=1e6)]]
-    points: Annotated[int, Field(ge=0)]
-    held_out: Annotated[int, Field(ge=0)]
-    basis: Text

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from planner.bench.device import Facts
-from planner.bench.part import Part, Peaks, Usage
+from planner.bench.part import Part, Peaks
 from planner.calibrate.model import KernelRow, generic_kernels, load_kernels, shipped, soft_max
 from planner.catalog import load_gpu
 from planner.efficiency import load_architectures
 from planner.errors import KvplanError
 from planner.gpu import GpuSpec, Link, Memory, Rates
 from planner.row import Source
+from planner.usage import Usage
 
 
 class Predictor(Protocol):
@@ -141,7 +142,7 @@ def spec_from(
         Peaks [B/s, FLOP/s].
     """
     source = Source(title="measured by kvplan bench, the best seen", locator=name, date=date)
-    peaks = Rates({form: rate / 1e12 for form, rate in flops.items()})
+    peaks = Rates({form: rate / 1e12 for form, rate in flops.items() if rate >= 1e9})
     return GpuSpec(
         id=gpu_id, name=name, vendor=vendor, architecture="measured", year=int(date[:4]),
         memory=Memory(nominal_gb=total_bytes / 1e9, usable_bytes=total_bytes, type="measured",

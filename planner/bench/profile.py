@@ -5,32 +5,27 @@ Raw timings stay in it, so that a later kvplan can fit them again; fitted kernel
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import os
-import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import IO, Annotated, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from planner import __version__
 from planner.bench.device import Facts
-from planner.bench.part import Part, Peaks, Usage
+from planner.bench.part import Part, Peaks
 from planner.bench.timing import Timing, bootstrap
 from planner.calibrate.model import KernelRow
-from planner.errors import CardError, InputError
+from planner.errors import CardError, InputError, OutputError
 from planner.files import writing
+from planner.gpu import GpuSpec
+from planner.measured import checksum, contents_of, latest_path, profile_path
 from planner.row import Flag, Row, Text, one_line
+from planner.usage import Usage
 
-VERSION = 1
-KIND = "kvplan-bench"
-MAX_BYTES = 64 * 2**20
 Second = Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1e6, allow_inf_nan=False)]
 
@@ -119,6 +114,8 @@ class Profile(Row):
         The law of `calibrate.model` fitted to each class and format.
     usage
         The same in the few numbers that plans use.
+    device
+        The device as a catalogue entry with these numbers: what plans read; ``None`` without products.
     skipped
         Operators that were not measured, and why.
     repeat_difference
@@ -138,6 +135,7 @@ class Profile(Row):
     batches: tuple[BatchCheck, ...] = ()
     kernels: tuple[KernelRow, ...] = ()
     usage: Usage | None = None
+    device: GpuSpec | None = None
     skipped: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     repeat_difference: Share | None = None
@@ -153,25 +151,9 @@ def today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def user_folder(environment: Mapping[str, str] | None = None, system: str = sys.platform) -> Path:
-    """Where this user's data lies: as the XDG base directory specification, macOS and Windows have it.
-
-    >>> str(user_folder({"XDG_DATA_HOME": "/data"}, "linux"))
-    '/data/kvplan'
-    """
-    env = os.environ if environment is None else environment
-    if system == "win32":
-        return Path(env.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "kvplan"
-    if system == "darwin":
-        return Path.home() / "Library" / "Application Support" / "kvplan"
-    named = env.get("XDG_DATA_HOME", "")
-    return (Path(named) if Path(named).is_absolute() else Path.home() / ".local" / "share") / "kvplan"
-
-
 def default_path(facts: Facts) -> Path:
     """Where the profile of a device goes unless told otherwise."""
-    name = facts.catalogue or re.sub(r"[^a-z0-9]+", "-", facts.name.lower()).strip("-") or facts.kind
-    return user_folder() / "profiles" / f"{name[:80]}.json"
+    return profile_path(facts.id)
 
 
 def measured_for(gpu_id: str) -> Profile | None:
@@ -182,7 +164,7 @@ def measured_for(gpu_id: str) -> Profile | None:
     CardError
         If there is one that is damaged.
     """
-    path = user_folder() / "profiles" / f"{gpu_id}.json"
+    path = profile_path(gpu_id)
     return load(path) if path.is_file() else None
 
 
@@ -194,10 +176,7 @@ def latest() -> Profile:
     InputError
         If there is none.
     """
-    paths = sorted((user_folder() / "profiles").glob("*.json"), key=lambda p: p.stat().st_mtime)
-    if not paths:
-        raise InputError("nothing has been measured on this machine; run 'kvplan bench' first")
-    return load(paths[-1])
+    return load(latest_path())
 
 
 def save(profile: Profile, path: str | Path) -> None:
@@ -208,27 +187,31 @@ def save(profile: Profile, path: str | Path) -> None:
     OutputError
         If the file cannot be written.
     """
-    contents = profile.model_dump(mode="json")
     if str(path) != "-":
-        _make_folder(Path(path).parent)
+        make_folder(Path(path).parent)
     with writing(path) as stream:
-        json.dump({"checksum": checksum(contents), **contents}, stream, indent=1, allow_nan=False)
-        stream.write("\n")
+        write(profile, stream)
 
 
-def _make_folder(folder: Path) -> None:
-    from planner.errors import OutputError
+def write(profile: Profile, stream: IO[str]) -> None:
+    """Write a profile with a checksum of its contents."""
+    contents = profile.model_dump(mode="json")
+    json.dump({"checksum": checksum(contents), **contents}, stream, indent=1, allow_nan=False)
+    stream.write("\n")
 
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that a profile goes to.
+
+    Raises
+    ------
+    OutputError
+        If that cannot be done.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {folder}: {error.strerror or error}; choose another file with --out") from None
-
-
-def checksum(contents: Mapping[str, Any]) -> str:
-    """SHA-256 of the contents in canonical JSON."""
-    text = json.dumps(contents, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def load(path: str | Path) -> Profile:
@@ -239,47 +222,12 @@ def load(path: str | Path) -> Profile:
     CardError
         If it cannot be read, was cut short or edited, is of a newer version, or holds what is no number.
     """
-    shown, again = str(path)[:100], "run 'kvplan bench' again"
-    try:
-        with Path(path).open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise CardError(f"{shown} is larger than any profile; name a file that 'kvplan bench' wrote")
-        contents = json.loads(raw.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
-    except OSError as error:
-        raise CardError(
-            f"cannot read {shown}: {error.strerror or error}; name a file that 'kvplan bench' wrote"
-        ) from None
-    except (UnicodeDecodeError, RecursionError):
-        raise CardError(f"{shown} is not a profile; name a file that 'kvplan bench' wrote") from None
-    except json.JSONDecodeError as error:
-        raise CardError(f"{shown} is cut short or no JSON ({error.msg}, line {error.lineno}); {again}") from None
-    except ValueError as error:
-        raise CardError(f"{shown} {error}; {again}") from None
-    if not isinstance(contents, dict) or contents.get("kind") != KIND:
-        raise CardError(f"{shown} is not a profile; name a file that 'kvplan bench' wrote")
-    version = contents.get("version")
-    if isinstance(version, int) and not isinstance(version, bool) and version > VERSION:
-        raise CardError(
-            f"{shown} is of version {version}, and this kvplan reads up to {VERSION}; install a newer kvplan"
-        )
-    told = contents.pop("checksum", None)
-    if told != checksum(contents):
-        raise CardError(f"{shown} was edited or damaged: its checksum does not match; {again}")
+    contents = contents_of(path)
     try:
         return Profile(**contents)
     except (ValidationError, TypeError) as error:
         why = one_line(error) if isinstance(error, ValidationError) else str(error)
-        raise CardError(f"{shown} contradicts itself: {why[:200]}; {again}") from None
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _no_number(text[:20])
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"holds {name}, which is no number")
+        raise CardError(f"{str(path)[:100]} contradicts itself: {why[:200]}; run 'kvplan bench' again") from None
 
 
 def merge(profiles: Sequence[Profile]) -> Profile:

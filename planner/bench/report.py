@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from planner.bench.summary import Compared, compared, error_rows, ratios, senten
 from planner.columns import Column
 from planner.errors import InputError
 from planner.files import writing
-from planner.report.data import write_csv, write_json, write_markdown
+from planner.report.data import write_csv, write_markdown
 from planner.report.tables import Table
 
 OPERATOR_COLUMNS = (
@@ -55,7 +56,7 @@ KERNEL_COLUMNS = (
     Column("launch_s", "Launch", "s"),
     Column("points", "Fitted to", "number"),
     Column("held_out", "Judged on", "number"),
-    Column("median_error", "Median error", "%"),
+    Column("median", "Median error", "%"),
 )
 MEMORY_COLUMNS = (
     Column("variant", "Variant"),
@@ -77,6 +78,9 @@ BATCH_COLUMNS = (
 )
 
 
+ENDINGS = (".html", ".md", ".csv", ".json")
+
+
 def operator_table(profile: Profile) -> Table:
     """Every operator: ideal, known before, fitted, measured."""
     return Table("Operators", OPERATOR_COLUMNS, tuple(_operator(c) for c in compared(profile)))
@@ -91,27 +95,71 @@ def _operator(c: Compared) -> dict[str, object]:
     }  # fmt: skip
 
 
-def tables(profile: Profile) -> list[Table]:
-    """Everything that a profile holds, as tables; those that would be empty are left out."""
-    found = [
-        Table("Errors at shapes that were not fitted", ERROR_COLUMNS, tuple(
+def named_tables(profile: Profile) -> dict[str, Table]:
+    """Everything that a profile holds, as tables by a short name; those that would be empty are left out."""
+    found = {
+        "operators": operator_table(profile),
+        "errors": Table("Errors at shapes that were not fitted", ERROR_COLUMNS, tuple(
             {"what": e.what, "count": e.count, "median": e.median, "mean": e.mean, "earlier_median": e.earlier_median}
             for e in error_rows(profile))),
-        Table("Attention variants", RATIO_COLUMNS, tuple(
+        "variants": Table("Attention variants", RATIO_COLUMNS, tuple(
             {"batch": r.batch, "context_tokens": r.context, "ratio": f"{r.more} : {r.fewer}", "measured": r.measured,
              "predicted": r.predicted, "by_bytes": r.by_bytes, "beyond_cache": r.beyond_cache} for r in ratios(profile))),
-        Table("Fitted efficiencies", KERNEL_COLUMNS, tuple(
-            {column.name: getattr(k, column.name) for column in KERNEL_COLUMNS} for k in profile.kernels)),
-        Table("Caches, in bytes", MEMORY_COLUMNS, tuple(
+        "efficiencies": Table("Fitted efficiencies", KERNEL_COLUMNS, tuple(
+            {**{c.name: getattr(k, c.name, None) for c in KERNEL_COLUMNS}, "median": k.median_error}
+            for k in profile.kernels)),
+        "caches": Table("Caches, in bytes", MEMORY_COLUMNS, tuple(
             {"variant": c.variant, "format": c.form, "batch": c.batch, "context_tokens": c.context,
              "predicted_bytes": c.predicted_bytes, "tensor_bytes": c.tensor_bytes, "allocator_bytes": c.allocator_bytes}
             for c in profile.memory)),
-        Table("Largest batch beside the weights", BATCH_COLUMNS, tuple(
+        "batches": Table("Largest batch beside the weights", BATCH_COLUMNS, tuple(
             {"variant": b.variant, "budget_bytes": b.budget_bytes, "weight_bytes": b.weight_bytes,
              "context_tokens": b.context,
              "predicted": b.predicted, "measured": b.measured, "refused_by": b.refused_by} for b in profile.batches)),
-    ]  # fmt: skip
-    return [operator_table(profile), *(t for t in found if t.rows)]
+    }  # fmt: skip
+    return {name: table for name, table in found.items() if table.rows}
+
+
+def tables(profile: Profile) -> list[Table]:
+    """Everything that a profile holds, as tables, the long one of operators last; empty ones are left out."""
+    first, *others = named_tables(profile).values()
+    return [*others, first]
+
+
+_NARROW = {
+    "operators": ("operator", "shape", "ideal_s", "earlier_s", "expected_s", "measured_s", "spread", "error"),
+    "efficiencies": ("kind", "kernel", "format", "memory", "compute", "launch_s", "median"),
+}
+"""Columns that a screen of 80 characters has."""
+
+
+def screen_tables(profile: Profile, width: int) -> list[Table]:
+    """The tables of a screen: with fewer columns where it is narrow, and of the caches only what was not predicted."""
+    found = named_tables(profile)
+    if "caches" in found:
+        off = tuple(r for r in found["caches"].rows if r["predicted_bytes"] != r["tensor_bytes"])
+        found["caches"] = Table("Caches that differ, in bytes", MEMORY_COLUMNS, off)
+    if width < 100:
+        for name in _NARROW.keys() & found.keys():
+            kept = tuple(c for c in found[name].columns if c.name in _NARROW[name])
+            found[name] = Table(found[name].title, kept, found[name].rows)
+    elif "operators" in found:
+        kept = tuple(c for c in OPERATOR_COLUMNS if c.name not in ("format", "backend", "earlier_error"))
+        found["operators"] = Table(found["operators"].title, kept, found["operators"].rows)
+    return [table for table in found.values() if table.rows]
+
+
+def write_answer(profile: Profile, stream: IO[str]) -> None:
+    """Everything that a profile says, raw timings aside, as one object of JSON in base units."""
+    answer = {
+        "device": profile.facts.model_dump(), "date": profile.date, "size": profile.size, "format": profile.main,
+        "peaks": profile.peaks.model_dump(), "usage": profile.usage.model_dump() if profile.usage else None,
+        "repeat_difference": profile.repeat_difference,
+        **{name: [dict(row) for row in table.rows] for name, table in named_tables(profile).items()},
+        "notes": notes(profile),
+    }  # fmt: skip
+    json.dump(answer, stream, indent=2, allow_nan=False)
+    stream.write("\n")
 
 
 def head(profile: Profile) -> list[str]:
@@ -128,7 +176,7 @@ def notes(profile: Profile) -> list[str]:
 
 
 def write_report(profile: Profile, path: str) -> None:
-    """Write a report whose kind the file's ending says: ``.html``, ``.md``, ``.csv`` or ``.json``.
+    """Write a report of the kind that the file's ending says: ``.html``, ``.md``, ``.csv`` or ``.json``.
 
     Raises
     ------
@@ -137,23 +185,40 @@ def write_report(profile: Profile, path: str) -> None:
     OutputError
         If the file cannot be written.
     """
-    writers: dict[str, Callable[[IO[str]], object]] = {
-        ".html": lambda stream: stream.write(page(profile)),
-        ".md": lambda stream: write_markdown(tables(profile), stream, head(profile), notes(profile)),
-        ".csv": lambda stream: write_csv(operator_table(profile), stream),
-        ".json": lambda stream: write_json(operator_table(profile), stream),
-    }
-    ending = Path(path).suffix.lower()
-    if ending not in writers:
-        raise InputError(f"cannot tell what kind of report {path[:80]!r} is to be; end it in {', '.join(writers)}")
+    check_kind(path)
     with writing(path) as stream:
-        writers[ending](stream)
+        write_kind(profile, path, stream)
+
+
+def write_kind(profile: Profile, path: str, stream: IO[str]) -> None:
+    """Write a report of the kind that a file's ending says."""
+    match Path(path).suffix.lower():
+        case ".html":
+            stream.write(page(profile))
+        case ".md":
+            write_markdown(tables(profile), stream, head(profile), notes(profile))
+        case ".csv":
+            write_csv(operator_table(profile), stream)
+        case _:
+            write_answer(profile, stream)
+
+
+def check_kind(path: str) -> None:
+    """Refuse a report whose kind its ending does not say.
+
+    Raises
+    ------
+    InputError
+        If the ending is unknown.
+    """
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise InputError(f"cannot tell what kind of report {path[:80]!r} is to be; end it in {', '.join(ENDINGS)}")
 
 
 # -- HTML --------------------------------------------------------------------------------------------------------------
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2430;background:#fff}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:84rem;padding:0 1rem;color:#1c2430;background:#fff}
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;width:100%}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dee5;text-align:left;white-space:nowrap}

@@ -97,7 +97,8 @@ class Rig:
         if owner not in self._arenas:
             dtype = self.dtype(owner)
             element = dtype.itemsize
-            total = (self.arena_bytes if owner == "bf16" else min(self.arena_bytes, _OTHER)) // element
+            whole = owner in ("bf16", self.main)
+            total = (self.arena_bytes if whole else min(self.arena_bytes, _OTHER)) // element
             made = torch.Generator(device="cpu").manual_seed(0)
             some = torch.randn(min(total, _SEED_ELEMENTS), generator=made)
             seed = (some * 40).round().clamp(-127, 127).to(dtype) if form == "int8" else some.to(dtype)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +19,14 @@ from planner.bench.layers import forget_models
 from planner.bench.operator import Operator, Prepared, is_supported
 from planner.bench.part import Peaks
 from planner.bench.predict import Predictor, earlier, total_s
-from planner.bench.profile import Measured, Profile, default_path, load, today
+from planner.bench.profile import BatchCheck, Measured, MemoryCheck, Profile, default_path, load, today
 from planner.bench.rig import Rig
 from planner.bench.selection import Sizes, chosen_classes, operators, sizes_of
 from planner.bench.timing import Timing, advice, measure, measure_together, pooled
 from planner.calibrate.model import KernelRow
 from planner.catalog import load_gpu
 from planner.errors import CardError, InputError
+from planner.units import format_bytes
 
 Progress = Callable[[int, int, str], object]
 """Told how many operators are done, how many there are, and what comes next."""
@@ -50,16 +52,14 @@ class Plan:
     seconds: float
     rig: Rig
 
-    @property
-    def words(self) -> str:
-        """The plan in a line."""
+    def words(self, times: int = 1) -> str:
+        """The plan of so many runs in a line."""
         facts = self.device.facts
-        listed = f" ({facts.catalogue})" if facts.catalogue else ", which the catalogue does not list"
-        where = f"{facts.name}{listed}" + (
-            f" on {facts.units} thread{'s' * (facts.units > 1)}" if facts.kind == "cpu" else ""
-        )
+        threads = f" on {facts.units} thread{'s' * (facts.units > 1)}" if facts.kind == "cpu" else ""
+        where = f"{facts.name}{threads} ({facts.catalogue or 'not in the catalogue'})"
         kinds, forms = ", ".join(self.classes), ", ".join(self.forms)
-        took = f"about {1.3 * self.seconds:.0f} s"
+        runs = f"{times} runs of " if times > 1 else ""
+        took = f"{runs}about {1.3 * self.seconds:.0f} s"
         return f"{where}: {len(self.todo)} operators ({kinds}) in {forms}, with torch {facts.torch}; {took}"
 
 
@@ -100,8 +100,14 @@ def plan(
             forms = tuple(f for f in forms if f != "int8")
         choose_ways(rig, min(c for _, c in sizes.decode) * 2, 0.01 if size == "tiny" else 0.05)
     degree = _processes(found) if "link" in classes else 1
-    todo = tuple(operators(sizes, rig.main, forms, found.kind, classes, degree))
-    return Plan(found, size, sizes, rig.main, forms, classes, todo, seconds or sizes.seconds, rig)
+    by_class = {c: operators(sizes, rig.main, forms, found.kind, (c,), degree) for c in classes}
+    if not any(by_class.values()):
+        raise InputError(
+            f"nothing to measure of {', '.join(classes)}: 'host' needs a GPU, and 'link' several processes under torchrun"
+        )
+    todo = tuple(op for several in by_class.values() for op in several)
+    kept = tuple(name for name, several in by_class.items() if several)
+    return Plan(found, size, sizes, rig.main, forms, kept, todo, seconds or sizes.seconds, rig)
 
 
 def known_kernels(facts: Facts) -> tuple[KernelRow, ...]:
@@ -122,9 +128,11 @@ def inference(device: Device) -> Iterator[None]:
 
 
 def main_format(rig: Rig) -> str:
-    """What activations are in: bf16, or fp32 on a CPU that multiplies it faster."""
+    """What activations are in: bf16, or fp16 on a GPU that only emulates it, or fp32 on a CPU that multiplies it faster."""
+    if rig.device.kind == "cuda":
+        return "bf16" if rig.device.torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if rig.device.kind != "cpu":
-        return "bf16"
+        return next((form for form in ("bf16", "fp16") if is_supported(form, rig)), "fp32")
     torch, times = rig.device.torch, {}
     for form in ("bf16", "fp32"):
         left = torch.randn(64, 512).to(rig.dtype(form))
@@ -140,8 +148,19 @@ def _processes(device: Device) -> int:
     import torch.distributed as distributed
 
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.kind == "cuda" else "gloo")
+        on_gpu = device.kind == "cuda"
+        distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device.target if on_gpu else None)
     return int(distributed.get_world_size())
+
+
+def leave() -> None:
+    """Leave the group of processes that `plan` joined, if it did; every one must."""
+    if "WORLD_SIZE" not in os.environ:
+        return
+    import torch.distributed as distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def run(
@@ -158,6 +177,11 @@ def run(
         Memory that the largest batch is searched in [B].
     """
     device, tell = plan.device, progress or (lambda *_: None)
+    free = device.free_bytes()
+    if budget is not None and budget > free:
+        raise InputError(
+            f"a budget of {format_bytes(budget)} is more than the {format_bytes(free)} that are free; give less"
+        )
     timings: dict[Operator, list[Timing]] = {}
     backends: dict[Operator, str] = {}
     skipped: list[str] = []
@@ -174,26 +198,36 @@ def run(
                 try:
                     timing, backend = _timed(op, plan.rig, share)
                 except Exception as error:
-                    skipped.append(_why(op, error, device))
+                    skipped.append(f"{op.name}, {op.shape}: {_why(error, device)}")
                 else:
                     timings.setdefault(op, []).append(timing)
                     backends[op] = backend
                 left = max(0.0, left - (time.perf_counter() - start))
         forget_models()
         plan.rig.free()
-        checks: list[Any] = []
-        batches: list[Any] = []
+        checks: list[MemoryCheck] = []
+        batches: list[BatchCheck] = []
         if memory:
             tell(total, total, "memory")
-            points = memory_check.POINTS if plan.size != "tiny" else ((1, 128), (3, 77))
-            checks, missed = memory_check.check_caches(device, points)
-            batches, more = memory_check.check_batches(
-                device, budget or _budget(device, plan.size), _context(device, plan.size)
-            )
-            skipped += [*missed, *more]
+            try:
+                checks, batches, missed = _memory(device, plan.size, budget)
+                skipped += missed
+            except Exception as error:
+                skipped.append(f"checks of memory: {_why(error, device)}")
     tell(total, total, "")
+    if not timings:
+        why = f", beginning with {skipped[0]}" if skipped else "; 'kvplan bench --help' lists the classes"
+        raise InputError(f"nothing could be measured{why}")
     measured = [_measured(op, pooled(found), backends[op]) for op, found in timings.items()]
     return _profile(plan, measured, checks, batches, skipped, kernels)
+
+
+def _memory(device: Device, size: str, budget: int | None) -> tuple[list[MemoryCheck], list[BatchCheck], list[str]]:
+    """Caches and largest batches against their predictions, and what was skipped."""
+    points = memory_check.POINTS if size != "tiny" else ((1, 128), (3, 77))
+    checks, missed = memory_check.check_caches(device, points)
+    batches, more = memory_check.check_batches(device, budget or _budget(device, size), _context(device, size))
+    return checks, batches, [*missed, *more]
 
 
 def _budget(device: Device, size: str) -> int:
@@ -215,16 +249,15 @@ def _timed(op: Operator, rig: Rig, seconds: float) -> tuple[Timing, str]:
     return measure(ready.call, rig.device, seconds, copies=ready.copies, graph=op.graph), ready.backend
 
 
-def _why(op: Operator, error: Exception, device: Device) -> str:
-    """What became of an operator that failed; memory that it took is given back."""
+def _why(error: Exception, device: Device) -> str:
+    """What became of something that failed; memory that it took is given back."""
+    traceback.clear_frames(error.__traceback__)  # they hold its tensors
     gc.collect()
-    device.empty_cache()
-    words = (
-        "out of memory"
-        if device.is_out_of_memory(error)
-        else " ".join(str(error).split())[:120] or type(error).__name__
-    )
-    return f"{op.name}, {op.shape}: {words}"
+    with suppress(RuntimeError):  # a device that is broken cannot even do that
+        device.empty_cache()
+    if device.is_out_of_memory(error):
+        return "out of memory"
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _measured(op: Operator, timing: Timing, backend: str) -> Measured:

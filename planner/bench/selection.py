@@ -153,7 +153,8 @@ def operators(
         if name in classes:
             found += make(s, main, forms, kind)
     if degree > 1 and "link" in classes:
-        found += [AllReduce(form="fp32", nbytes=4**i * 4096, degree=degree) for i in range(1, 8)]
+        sizes = (4**i * 4096 for i in range(1, 8))
+        found += [AllReduce(form="fp32", nbytes=n, degree=degree) for n in sizes if n <= s.arena_bytes // 8]
     return found
 
 

@@ -160,6 +160,9 @@ def sentences(profile: Profile) -> Iterator[str]:
     if products and peaks.origin == "catalogue":
         best = max(float(m.parts[0].work().flops) / m.median_s for m in products)
         yield f"Large products reach {best / float(peaks.machine(main).peak):.0%} of {_flops(peaks, main)}."
+    ways = {m.kind: m.backend for m in profile.measured if m.kind in _ATTENTION and m.backend}
+    if ways:
+        yield "Attention ran as: " + "; ".join(f"{_ATTENTION[kind]}, {way}" for kind, way in ways.items()) + "."
     for m in profile.measured:
         if m.kind == "launch":
             yield f"A call takes at least {m.median_s * 1e6:.2g} µs ({m.mode})."
@@ -175,6 +178,9 @@ def sentences(profile: Profile) -> Iterator[str]:
             f"Largest batch of {b.variant} at {b.context:,} tokens in {format_bytes(b.budget_bytes)}: predicted "
             f"{b.predicted:,}, real {b.measured:,} ({b.refused_by} refused the next)."
         )
+
+
+_ATTENTION = {"decode-attention": "decode", "prefill-attention": "prefill", "mla-decode": "latent decode"}
 
 
 def _long(part: Part) -> bool:

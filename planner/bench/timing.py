@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -146,27 +147,33 @@ def measure_together(call: Call, device: Device, samples: int = 25, calls: int =
 def captured(call: Call, device: Device, calls: int) -> Callable[[], object] | None:
     """Capture several calls, on different operands, in one CUDA graph; ``None`` if the operator cannot be captured."""
     torch = device.torch
-    stream = torch.cuda.Stream(device.target)
+    home, aside = torch.cuda.current_stream(device.target), _aside(torch, device.target)
     graph = torch.cuda.CUDAGraph()
     try:
-        stream.wait_stream(torch.cuda.current_stream(device.target))
-        with torch.cuda.stream(stream):
+        aside.wait_stream(home)
+        with torch.cuda.stream(aside):
             for i in range(3):
                 call(i)
-        torch.cuda.current_stream(device.target).wait_stream(stream)
+        home.wait_stream(aside)
         device.sync()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=aside):
             for i in range(calls):
                 call(i)
         graph.replay()
         device.sync()
-    except RuntimeError as error:
-        if device.is_out_of_memory(error):
-            raise
-        torch.cuda.synchronize(device.target)
+    except RuntimeError:  # out of memory too: a call at a time may still fit
+        torch.cuda.set_stream(home)  # a capture that fails leaves its own behind
+        device.sync()
+        device.empty_cache()
         return None
     replay: Callable[[], object] = graph.replay
     return replay
+
+
+@lru_cache(maxsize=8)
+def _aside(torch: Any, target: Any) -> Any:
+    """The one stream that graphs are captured on: each further stream would keep a workspace of cuBLAS."""
+    return torch.cuda.Stream(target)
 
 
 def _samples(run: Callable[[], object], calls: int, device: Device, end: float, budget_s: float, mode: str) -> Timing:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from planner.cli import checks, commands, listings, timings
+from planner.cli import bench, checks, commands, listings, timings
 from planner.cli.settings import EngineCommand
 from planner.errors import KvplanError
 
@@ -20,19 +20,37 @@ OK, BAD_INPUT, INTERNAL, STOPPED = 0, 2, 70, 130
 
 
 class _DefaultVerb(TyperGroup):
-    """A group whose first word may be left out when it is ``plan``."""
+    """A group whose first word may be left out when it is the default."""
+
+    default = "plan"
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Commands as they are registered, groups among them: the listings beside each other."""
+        names = super().list_commands(ctx)
+        groups = [name for name in names if isinstance(self.commands[name], TyperGroup)]
+        plain = [name for name in names if name not in groups]
+        at = plain.index("models") + 1 if "models" in plain else len(plain)
+        return plain[:at] + groups + plain[at:]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         if args and args[0] not in self.commands and args[0] not in own:
-            args = ["plan", *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         found = super().shell_complete(ctx, incomplete)
-        plan = self.commands["plan"]
-        model = next(p for p in plan.params if p.name == "model")
-        return found + model.shell_complete(ctx, incomplete)
+        name = next(p for p in self.commands[self.default].params if p.param_type_name == "argument")
+        return found + name.shell_complete(ctx, incomplete)
+
+
+class _Gpus(_DefaultVerb):
+    """``kvplan gpus [NAME]`` is ``kvplan gpus list [NAME]``."""
+
+    default = "list"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ([] if ctx.resilient_parsing else [self.default]))
 
 
 app = typer.Typer(
@@ -42,10 +60,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(commands.top)
+gpus = typer.Typer(cls=_Gpus)
+gpus.command("list")(listings.gpus)
+gpus.command("new")(listings.new_gpu)
 for verb in (commands.plan, commands.compare, commands.sweep, commands.explain, commands.roofline):
     app.command(cls=EngineCommand)(verb)
-for listing in (listings.models, listings.gpus, listings.engines, listings.card, checks.validate, timings.calibrate):
+app.command()(bench.bench)
+for listing in (listings.models, listings.engines, listings.card, checks.validate, timings.calibrate):
     app.command()(listing)
+app.add_typer(
+    gpus,
+    name="gpus",
+    help="List the GPU catalogue, or show one device: kvplan gpus \\[NAME]; start an entry of one's own.",
+)
 app.command("check-log", cls=EngineCommand)(checks.check_log)
 
 

@@ -57,11 +57,14 @@ def gpus(
     csv: Csv = None,
     md: Md = None,
 ) -> None:
-    """List the GPU catalogue, or show one device."""
+    """List the GPU catalogue, or show one device; 'list' may be left out."""
     from planner.catalog import gpu_ids, load_gpu, matching
+    from planner.measured import find_gpu, is_file
     from planner.report.tables import gpu_table
 
-    found = matching(name, gpu_ids(), load_gpu)
+    found = [find_gpu(name)] if name is not None and is_file(name) else matching(name, gpu_ids(), load_gpu)
+    if len(found) == 1:
+        found = [find_gpu(found[0].id)] if name in gpu_ids() else found
     if kernels:
         _kernels(found, json, csv, md)
         return
@@ -72,6 +75,23 @@ def gpus(
         show_gpu(found[0], console()) if len(found) == 1 else show_catalogue(gpu_table(found), console())
 
     render(table_outputs(gpu_table(found), json, csv, md), show)
+
+
+def new_gpu(
+    name: Annotated[str, typer.Argument(help="Its id: small letters, digits, dots and hyphens.")],
+    profile: Annotated[str, typer.Option("--from", metavar="PROFILE", help="What 'kvplan bench' wrote, or measured.")],
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write it; NAME.toml by default.")
+    ] = None,
+) -> None:
+    """Start a catalogue entry of a device that 'kvplan bench' measured; --gpu FILE.toml plans with it."""
+    from planner.bench.entry import gpu_of, toml
+    from planner.bench.profile import latest, load
+    from planner.measured import LATEST
+
+    found = latest() if profile == LATEST else load(profile)
+    text = toml(gpu_of(found, name))
+    render([(out or f"{name}.toml", lambda stream: stream.write(text))], lambda: None)
 
 
 def _kernels(found: list[GpuSpec], json: str | None, csv: str | None, md: str | None) -> None:

@@ -31,8 +31,9 @@ def _models() -> list[str]:
 def _gpus() -> list[str]:
     from planner.catalog import aliases, gpu_ids
     from planner.gpu import GpuSpec
+    from planner.measured import LATEST
 
-    return [*gpu_ids(), *aliases(GpuSpec)]
+    return [*gpu_ids(), *aliases(GpuSpec), LATEST]
 
 
 def _variants() -> list[str]:
@@ -99,7 +100,7 @@ Gpu = Annotated[
     typer.Option(
         "--gpu",
         "-g",
-        help="GPU, or 4xh100 for a replica of four.",
+        help="GPU, or 4xh100 for a replica of four; a file of your own, or 'measured' after kvplan bench.",
         autocompletion=complete_gpus,
         rich_help_panel=_PARALLEL,
     ),

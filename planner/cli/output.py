@@ -9,9 +9,10 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from planner.errors import InputError
+from planner.errors import InputError, OutputError
 from planner.files import writing, writing_bytes
 
 if TYPE_CHECKING:
@@ -80,3 +81,23 @@ def table_outputs(table: Table, json: str | None, csv: str | None, md: str | Non
         (csv, lambda stream: write_csv(table, stream)),
         (md, lambda stream: write_markdown([table], stream)),
     ]
+
+
+def check_outputs(paths: Sequence[str | None]) -> None:
+    """Refuse files that cannot be written or are named twice, before work that takes long.
+
+    Raises
+    ------
+    InputError
+        If two outputs go to one file.
+    OutputError
+        If one is a folder, or lies in one that is not there or cannot be written to.
+    """
+    named = [path if path == "-" else os.path.realpath(path) for path in paths if path is not None]
+    if len(set(named)) < len(named):
+        raise InputError(f"two outputs go to {max(named, key=named.count)!r}; give each its own file")
+    for path in map(Path, named):
+        if str(path) != "-" and path.is_dir():
+            raise OutputError(f"cannot write {str(path)[:100]}: it is a folder; name a file")
+        if str(path) != "-" and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise OutputError(f"cannot write {str(path)[:100]}: no folder that can be written to; choose another file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from planner.gpu import GpuSpec
     from planner.model import ModelSpec
     from planner.result import Plan
+    from planner.usage import Usage
     from planner.verbs.checklog import LogReport
     from planner.verbs.compare import Comparison
     from planner.verbs.explain import Explanation
@@ -242,6 +243,16 @@ def notes(lines: Iterable[str]) -> RenderableType:
     return grid
 
 
+def show_tables(head: Sequence[str], tables: Iterable[Table], lines: Iterable[str], out: Console) -> None:
+    """A heading, sentences under it, tables one after another, and notes."""
+    for line, style in zip(head, ("bold", *[""] * len(head)), strict=False):
+        out.print(Text(line, style=style))
+    out.print()
+    for table in tables:
+        out.print(_table(table, tight=True, top=True))
+    out.print(notes(lines))
+
+
 def show_comparison(comparison: Comparison, out: Console) -> None:
     """Attention variants side by side; a variant that is the model's own stands once."""
     deployment, table = comparison.deployment, comparison_table(comparison)
@@ -371,12 +382,22 @@ def show_gpu(gpu: GpuSpec, out: Console) -> None:
     lines = [
         f"Dense peaks [TFLOP/s]: {peaks}",
         f"Link: {gpu.link.kind}",
+        _measured(gpu.measured) if gpu.measured else "",
         timed,
         gpu.note,
         *map(str, gpu.source),
         *rivals,
     ]
     out.print(_card(gpu_table([gpu]), gpu.aliases, lines))
+
+
+def _measured(usage: Usage) -> str:
+    where = f", {usage.file}" if usage.file else ""
+    when = f" on {usage.date}" if usage.date else ""
+    return (
+        f"Measured by kvplan bench{when}{where}: weights stream at {usage.memory:.0%} and caches at {usage.cache:.0%} of "
+        f"bandwidth, products reach {usage.compute:.0%} of peak."
+    )
 
 
 def show_kernels(table: Table, lines: Iterable[str], out: Console) -> None:

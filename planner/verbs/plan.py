@@ -360,8 +360,8 @@ def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> I
         yield f"The budget is {d.engine.name}'s on {' and '.join(d.engine.vendors)} devices, borrowed for {gpu.vendor}'s."
     low, high = eff.interval
     yield (
-        f"Expected times are {eff.origin}, for {eff.name} devices: {eff.shares.memory:.0%} of bandwidth, "
-        f"{eff.shares.compute:.0%} of peak. The interval, {low:g} to {high:g} times, {eff.told}."
+        f"Expected times are {eff.origin}, {eff.whose}: {eff.shares.memory:.0%} of bandwidth, "
+        f"{eff.shares.compute:.0%} of peak. The interval, {low:.3g} to {high:.3g} times, {eff.told}."
     )
     if model.drafter:
         held = format_count(model.drafter.parameters)

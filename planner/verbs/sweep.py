@@ -17,7 +17,6 @@ import numpy as np
 
 from planner.axes import parse_axis, parse_names
 from planner.cached import UNBOUNDED
-from planner.catalog import load_gpu
 from planner.checkpoint.load import load_model
 from planner.columns import LOAD_COLUMNS, SWEEP_COLUMNS, Column
 from planner.deployment import Deployment
@@ -25,6 +24,7 @@ from planner.errors import InputError
 from planner.evaluate import Evaluation, evaluate, interval_s
 from planner.files import writing
 from planner.gpu import GpuSpec
+from planner.measured import find_gpu
 from planner.memory import weight_bytes
 from planner.model import ModelSpec
 from planner.roofline import BOUNDS
@@ -243,7 +243,7 @@ def _numbers(values: Any, what: str, most: int) -> list[int]:
 
 def _device(gpu: str | Path | GpuSpec) -> str | Path | GpuSpec:
     """Check the name now, so that a bad one fails before a long sweep starts."""
-    load_gpu(parse_gpu(gpu)[1] if isinstance(gpu, str) else gpu)
+    find_gpu(parse_gpu(gpu)[1] if isinstance(gpu, str) else gpu)
     return gpu
 
 
