@@ -1,11 +1,8 @@
-"""A profile as tables, and as files: CSV of operators, Markdown, and a page of HTML that needs nothing else."""
+"""A profile as tables, and as files: CSV of operators, Markdown, JSON; `page` is the one of HTML."""
 
 from __future__ import annotations
 
-import html
 import json
-import math
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -194,7 +191,9 @@ def write_kind(profile: Profile, path: str, stream: IO[str]) -> None:
     """Write a report of the kind that a file's ending says."""
     match Path(path).suffix.lower():
         case ".html":
-            stream.write(page(profile))
+            from planner.bench.page import page
+
+            stream.write(page(profile, head(profile), notes(profile), tables(profile)))
         case ".md":
             write_markdown(tables(profile), stream, head(profile), notes(profile))
         case ".csv":
@@ -204,94 +203,16 @@ def write_kind(profile: Profile, path: str, stream: IO[str]) -> None:
 
 
 def check_kind(path: str) -> None:
-    """Refuse a report whose kind its ending does not say.
+    """Refuse a report whose kind its ending does not say, or which cannot be drawn here.
 
     Raises
     ------
     InputError
-        If the ending is unknown.
+        If the ending is unknown, or a page is wanted without the extra ``charts``.
     """
     if Path(path).suffix.lower() not in ENDINGS:
         raise InputError(f"cannot tell what kind of report {path[:80]!r} is to be; end it in {', '.join(ENDINGS)}")
+    if path.lower().endswith(".html"):
+        from planner.report.drawing import check_installed
 
-
-# -- HTML --------------------------------------------------------------------------------------------------------------
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:84rem;padding:0 1rem;color:#1c2430;background:#fff}
-h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;width:100%}
-th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dee5;text-align:left;white-space:nowrap}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}
-@media(prefers-color-scheme:dark){body{color:#e4e8ee;background:#12161c}th,td{border-color:#2d3540}}
-"""
-_COLOURS = {"gemm": "#2f6fb0", "decode-attention": "#c2571a", "whole": "#111827", "moe": "#7a3fa0"}
-
-
-def page(profile: Profile) -> str:
-    """The whole report as one page, with the picture of predicted against measured inside."""
-    title, about = head(profile)
-    listed = "".join(f"<li>{html.escape(n)}</li>" for n in notes(profile))
-    body = [f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p><ul>{listed}</ul>", _picture(compared(profile))]
-    body += [_html_table(t) for t in tables(profile)]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
-    )
-
-
-def _html_table(table: Table) -> str:
-    kinds = [' class="n"' if c.unit else "" for c in table.columns]
-    top = "".join(f"<th{k}>{html.escape(c.label)}</th>" for c, k in zip(table.columns, kinds, strict=True))
-    rows = "".join(
-        "<tr>" + "".join(f"<td{k}>{html.escape(cell)}</td>" for cell, k in zip(cells, kinds, strict=True)) + "</tr>"
-        for cells in table.shown()
-    )
-    return f'<h2>{html.escape(table.title)}</h2><div class="scroll"><table><tr>{top}</tr>{rows}</table></div>'
-
-
-def _picture(found: Sequence[Compared]) -> str:
-    """Predicted against measured on logarithmic axes; held-out shapes are filled, fitted ones hollow."""
-    points = [(c, c.expected_s) for c in found if c.expected_s]
-    if not points:
-        return ""
-    values = [v for c, e in points for v in (c.measured.median_s, e)]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    size, pad = 520.0, 56.0
-
-    def at(seconds: float) -> float:
-        return pad + (math.log10(seconds) - low) / max(1, high - low) * (size - 2 * pad)
-
-    lines = [
-        f'<line x1="{pad}" y1="{size - pad}" x2="{size - pad}" y2="{pad}" stroke="#8a94a3" stroke-dasharray="4 3"/>'
-    ]
-    for power in range(low, high + 1):
-        p = at(10.0**power)
-        label = f"{10.0 ** (power + 6):g} µs" if power < -3 else f"{10.0 ** (power + 3):g} ms"
-        lines.append(f'<text x="{p}" y="{size - pad + 18}" text-anchor="middle">{label}</text>')
-        lines.append(f'<text x="{pad - 6}" y="{size - p + 4}" text-anchor="end">{label}</text>')
-        lines.append(f'<line x1="{p}" y1="{pad}" x2="{p}" y2="{size - pad}" stroke="#8a94a3" stroke-opacity=".25"/>')
-    lines += _dots(points, at, size)
-    axes = (
-        f'<text x="{size / 2}" y="{size - 8}" text-anchor="middle">predicted</text>'
-        f'<text transform="translate(12 {size / 2}) rotate(-90)" text-anchor="middle">measured</text>'
-    )
-    return (
-        "<h2>Predicted against measured</h2><p>Filled: shapes that were not fitted. The dashed line is where both agree.</p>"
-        f'<svg viewBox="0 0 {size:g} {size:g}" width="{size:g}" role="img" aria-label="predicted against measured times" '
-        f'font-size="11" fill="currentColor">{"".join(lines)}{axes}</svg>'
-    )
-
-
-def _dots(points: Iterable[tuple[Compared, float]], at: Callable[[float], float], size: float) -> list[str]:
-    found = []
-    for c, expected in points:
-        m = c.measured
-        colour = _COLOURS.get(m.kind, "#3b8f5a")
-        fill = colour if m.held_out else "none"
-        told = html.escape(f"{m.operator}, {m.shape}: {c.error:+.1%}" if c.error is not None else m.operator)
-        x, y = at(expected), size - at(m.median_s)
-        found.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"><title>{told}</title></circle>'
-        )
-    return found
+        check_installed()

@@ -50,7 +50,7 @@ def check_installed() -> None:
 def picture(chart: alt.TopLevelMixin, kind: Kind, title: str) -> bytes:
     """A chart as the bytes of a file; an HTML page with ``title``."""
     if kind == "html":
-        return _page(chart, title).encode()
+        return page(title, embedded(chart)).encode()
     if kind == "png":
         pixels = io.BytesIO()
         chart.save(pixels, format="png", scale_factor=_PIXELS)
@@ -66,32 +66,38 @@ _PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>body {{ margin: 2rem; background: white; font-family: {font}; }} #chart {{ max-width: 60rem; margin: auto; }}</style>
+<style>{style}</style>
 </head>
 <body>
-<div id="chart"></div>
-<script>{scripts}</script>
-<script>vegaEmbed("#chart", {spec}, {options});</script>
+{body}
 </body>
 </html>
 """
+_STYLE = (
+    f"body {{ margin: 2rem; background: white; font-family: {_FONT}; }} .chart {{ max-width: 60rem; margin: auto; }}"
+)
 
 
-def _page(chart: alt.TopLevelMixin, title: str) -> str:
-    """A page that needs nothing but itself. Names come from files that anyone may write, so none can end its script."""
+def page(title: str, *body: str, style: str = "") -> str:
+    """A page of HTML with these pieces; ``style`` is added to the one look."""
+    return _PAGE.format(title=html.escape(title), style=_STYLE + style, body="\n".join(body))
+
+
+def embedded(chart: alt.TopLevelMixin) -> str:
+    """A chart as a piece of a page that needs nothing but itself.
+
+    Names come from files that anyone may write, so none can end its script.
+    """
     import altair as alt
     import vl_convert
 
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     actions = {"export": True, "source": False, "compiled": False, "editor": False}
     options = {"mode": "vega-lite", "renderer": "svg", "actions": actions}
-    return _PAGE.format(
-        title=html.escape(title),
-        font=_FONT,
-        scripts=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version),
-        spec=json.dumps(chart.to_dict()).replace("<", "\\u003c"),
-        options=json.dumps(options),
-    )
+    scripts = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    spec = json.dumps(chart.to_dict()).replace("<", "\\u003c")
+    draw = f'vegaEmbed("#chart", {spec}, {json.dumps(options)});'
+    return f'<div id="chart" class="chart"></div>\n<script>{scripts}</script>\n<script>{draw}</script>'
 
 
 def configured(chart: Any) -> Any:
