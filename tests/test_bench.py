@@ -11,8 +11,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from planner.bench import (  # noqa: E402
+    attention_operators,
+    entry,
+    fit,
+    memory_check,
+    predict,
+    report,
+    run,
+    selection,
+    summary,
+)
 from planner.bench import device as devices  # noqa: E402
-from planner.bench import entry, fit, memory_check, predict, report, run, selection, summary  # noqa: E402
 from planner.bench import profile as profiles  # noqa: E402
 from planner.bench.attend import FUSED, decoder, latent, prefiller  # noqa: E402
 from planner.bench.attention_operators import DecodeAttention, LatentDecode, PrefillAttention  # noqa: E402
@@ -20,8 +30,8 @@ from planner.bench.device import Device, find_device  # noqa: E402
 from planner.bench.experts import Experts  # noqa: E402
 from planner.bench.layers import BLOCK, Cache, Model, Shape  # noqa: E402
 from planner.bench.naming import spec_of  # noqa: E402
-from planner.bench.operator import Gemm, Operator  # noqa: E402
-from planner.bench.profile import Profile  # noqa: E402
+from planner.bench.operator import Gemm, HostCopy, Operator  # noqa: E402
+from planner.bench.profile import Measured, Profile  # noqa: E402
 from planner.bench.rig import Rig  # noqa: E402
 from planner.errors import InputError, KvplanError  # noqa: E402
 from planner.precision import find_kv  # noqa: E402
@@ -284,13 +294,14 @@ def test_decoding_with_a_growing_cache_is_decoding_all_at_once(rig: Rig) -> None
     """Steps across the edge of a block give what attention over the whole sequence gives."""
     shape = Shape(32, 4, 2, 8, 48, 2, 50)
     model = Model(shape, rig, "fp32")
+    attend = decoder("grouped products", rig.device)
     cache = Cache(shape, rig, 2, "fp32", BLOCK - 2)
     before = [[t.clone() for t in layer] for layer in cache.layers]
     tokens = torch.tensor([3, 4])
     with torch.inference_mode():
         for _ in range(4):
             cache.grow()
-            tokens = model.step(tokens, cache)
+            tokens = model.step(tokens, cache, attend)
     assert cache.length == BLOCK + 2
     assert cache.nbytes == 2 * 2 * 2 * 2 * 2 * BLOCK * 8 * 4
     for old, new in zip(before, cache.layers, strict=True):
@@ -298,7 +309,7 @@ def test_decoding_with_a_growing_cache_is_decoding_all_at_once(rig: Rig) -> None
         assert bool(new[0][:, :, BLOCK + 1].abs().sum() > 0)
     first = Cache(shape, rig, 2, "fp32", BLOCK - 2)
     first.grow()
-    again = model.step(torch.tensor([3, 4]), first)
+    again = model.step(torch.tensor([3, 4]), first, attend)
     assert again.shape == (2,)
 
 
@@ -346,6 +357,46 @@ def test_unknown_devices_are_refused(name: str) -> None:
 
 def test_some_device_is_found() -> None:
     assert find_device().kind in ("cpu", "cuda", "mps")
+
+
+def test_processes_take_the_gpus_that_they_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (devices._index("", 8), devices._index("3", 8)) == (0, 3)
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert (devices._index("", 8), devices._index("", 1)) == (5, 0)
+    with pytest.raises(InputError, match="leave the number out"):
+        devices._index("1", 8)
+
+
+@pytest.mark.parametrize(
+    ("fastest", "growing"), [("cuDNN, native GQA", "flash, native GQA"), ("flash, native GQA",) * 2]
+)
+def test_growing_caches_are_not_read_by_a_kernel_that_is_planned_by_length(
+    fastest: str, growing: str, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = [fastest, "flash, native GQA", "as torch chooses"]
+    monkeypatch.setattr(attention_operators, "_ways_for", lambda _: order)
+    monkeypatch.setattr(attention_operators, "_fastest", lambda _, ways, *others: ways[0])
+    kept = dict(rig.ways)
+    attention_operators.choose_ways(rig, 64)
+    assert (rig.ways["decode"], rig.ways["growing"]) == (fastest, growing)
+    rig.ways.clear()
+    rig.ways.update(kept)
+
+
+def test_what_no_graph_could_hold_is_said() -> None:
+    ops = [Gemm(form="bf16", m=1, n=2, k=3), HostCopy(form="bf16", nbytes=4, to_device=True)]
+    found = [
+        Measured(operator=op.name, shape=op.shape, parts=op.parts, samples_s=(1.0,) * 5, mode="eager", backend="")
+        for op in ops
+    ]
+    assert run.uncaptured(ops, found, "cuda") == ["GEMV bf16"]
+    assert run.uncaptured(ops, found, "cpu") == []
+    assert run.uncaptured(ops, [m.model_copy(update={"mode": "graph"}) for m in found], "cuda") == []
+
+
+def test_eight_bit_products_are_of_operands_that_have_them() -> None:
+    assert Gemm(form="fp8", m=64, n=256, k=256).part.work().side_bytes == 0.0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -148,14 +148,20 @@ class LatentDecode(Operator):
 def choose_ways(rig: Rig, context: int, seconds: float = 0.05) -> None:
     """Settle how the device runs attention: the fastest of the ways that run, over MHA, GQA and MQA together.
 
-    None of them expands keys and values in memory. Ways that this torch or device lacks raise and are left out.
+    None of them expands keys and values in memory. Ways that this torch or device lacks raise and are left out. A cache that
+    grows from call to call is read without cuDNN, which plans every new length anew (torch keeps its plans by exact shape).
     """
     shapes = [DecodeAttention(form=rig.main, batch=1, context=context, kv_heads=n) for n in (HEADS, 8, 1)]
     prompt = PrefillAttention(form=rig.main, batch=1, tokens=min(context, 512), kv_heads=8)
     prompts = [way for way in WAYS if WAYS[way][1] == NATIVE and WAYS[way][0]]
-    decode = _fastest(rig, _ways_for(rig.device.kind), lambda way: [op.prepared(rig, way) for op in shapes], seconds)
+    ways = _ways_for(rig.device.kind)
+    decode = _fastest(rig, ways, lambda way: [op.prepared(rig, way) for op in shapes], seconds)
+    growing = decode
+    if decode.startswith("cuDNN"):
+        others = [way for way in ways if not way.startswith("cuDNN")]
+        growing = _fastest(rig, others, lambda way: [op.prepared(rig, way) for op in shapes], seconds)
     prefill = _fastest(rig, prompts, lambda way: [prompt.prepared(rig, way)], seconds, ANY)
-    rig.ways |= {"decode": decode, "prefill": prefill}
+    rig.ways |= {"decode": decode, "growing": growing, "prefill": prefill}
 
 
 def _fastest(

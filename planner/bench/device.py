@@ -11,6 +11,7 @@ import re
 import statistics
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -99,6 +100,11 @@ class Device:
     def kind(self) -> str:
         return self.facts.kind
 
+    @property
+    def has_grouped_products(self) -> bool:
+        """Whether torch has a kernel of products by group here; elsewhere it reads the groups' ends back to the host."""
+        return self.kind == "cuda" and not self.torch.version.hip and self.facts.capability.split(".")[0] in ("9", "10")
+
     def sync(self) -> None:
         """Wait until everything that was launched is done."""
         if self.kind == "cuda":
@@ -107,11 +113,12 @@ class Device:
             self.torch.mps.synchronize()
 
     def empty_cache(self) -> None:
-        """Give freed memory back, so that the next operator finds it."""
-        if self.kind == "cuda":
-            self.torch.cuda.empty_cache()
-        elif self.kind == "mps":
-            self.torch.mps.empty_cache()
+        """Give freed memory back, so that the next operator finds it; a device that is broken cannot even do that."""
+        with suppress(RuntimeError):
+            if self.kind == "cuda":
+                self.torch.cuda.empty_cache()
+            elif self.kind == "mps":
+                self.torch.mps.empty_cache()
 
     def allocated(self) -> int | None:
         """Bytes that the device's allocator has handed out; ``None`` on a CPU, whose allocator does not count [B]."""
@@ -160,17 +167,23 @@ def find_device(name: str | None = None, threads: int | None = None) -> Device:
     if name and not re.fullmatch(r"(cuda|rocm)(:[0-9]{1,3})?|mps|cpu", name):
         raise InputError(f"unknown device {name[:40]!r}; use one of cuda, cuda:1, rocm, mps, cpu")
     gpu, hip = torch.cuda.is_available(), bool(torch.version.hip)
-    have = {"cuda": gpu and not hip, "rocm": gpu and hip, "mps": torch.backends.mps.is_available(), "cpu": True}
+    have = {"cuda": gpu, "rocm": gpu and hip, "mps": torch.backends.mps.is_available(), "cpu": True}
     chosen = kind or next(k for k in KINDS if have[k])
     if not have[chosen]:
-        there = ", ".join(k for k in KINDS if have[k])
+        there = ", ".join(k for k in KINDS if have[k] and not (k == "cuda" and hip))
         raise InputError(f"torch {torch.__version__} finds no {chosen} device here; it has {there}")
     if chosen == "cpu":
         return _cpu(torch, threads)
     if chosen == "mps":
         return _mps(torch, torch.device("mps"))
-    index = int((name or "").partition(":")[2] or os.environ.get("LOCAL_RANK", "0"))
-    return _cuda(torch, torch.device("cuda", index))
+    return _cuda(torch, torch.device("cuda", _index((name or "").partition(":")[2], torch.cuda.device_count())))
+
+
+def _index(asked: str, count: int) -> int:
+    """Which GPU: the one asked for, or under torchrun that of the process, of those that the process sees."""
+    if asked and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("torchrun gives every process a GPU of its own; leave the number out of --device")
+    return int(asked or int(os.environ.get("LOCAL_RANK", "0")) % max(1, count))
 
 
 def _common(torch: Any) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Experts(Operator):
             ready = torch._grouped_mm(functional.silu(gate) * value, down[i % copies].transpose(1, 2), offs=ends)
             return out.index_add_(0, rows, ready)
 
-        if rig.device.kind == "cuda" and self.form == "bf16":
+        if rig.device.has_grouped_products and self.form == "bf16":
             try:
                 grouped(0)
                 rig.device.sync()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from planner.bench.attend import decoder
+from planner.bench.attend import Attend, decoder
 from planner.bench.attention_operators import UNBOUNDED
 from planner.bench.operator import Operator, Prepared, moves, product, width_of
 from planner.bench.part import Part
@@ -139,7 +139,6 @@ class Model:
         self.embedding = random(form, (s.vocab, s.hidden))
         self.head = random(form, (s.vocab, s.hidden), s.hidden**-0.5)
         self.norm = rig.empty(form, (s.hidden,)).fill_(1.0)
-        self.attend = decoder(rig.ways["decode"], rig.device)
         angles = rig.device.torch.arange(s.head_dim, device=rig.device.target) * 0.01
         self.cos, self.sin = angles.cos().to(rig.dtype(form)), angles.sin().to(rig.dtype(form))
 
@@ -149,7 +148,7 @@ class Model:
         tensors = [*(t for layer in self.layers for t in layer), self.embedding, self.head, self.norm]
         return sum(int(t.nbytes) for t in tensors)
 
-    def layer(self, x: Any, index: int, keys: Any, values: Any, length: int) -> Any:
+    def layer(self, x: Any, index: int, keys: Any, values: Any, length: int, attend: Attend) -> Any:
         """One layer: its new key and value go to place ``length - 1`` of the cache."""
         torch, s = self.rig.device.torch, self.shape
         functional = torch.nn.functional
@@ -162,17 +161,17 @@ class Model:
         turned = turned * self.cos + torch.cat((-turned[..., half:], turned[..., :half]), -1) * self.sin
         keys[:, :, length - 1 : length] = turned[:, s.heads :]
         values[:, :, length - 1 : length] = both[:, s.heads + s.kv_heads :]
-        read = self.attend(turned[:, : s.heads].contiguous(), keys, values, length)
+        read = attend(turned[:, : s.heads].contiguous(), keys, values, length)
         x = x + functional.linear(read.reshape(batch, s.heads * s.head_dim), out)
         gate, value = functional.linear(functional.rms_norm(x, (s.hidden,), norm2), up).chunk(2, -1)
         return x + functional.linear(functional.silu(gate) * value, down)
 
-    def step(self, tokens: Any, cache: Cache) -> Any:
+    def step(self, tokens: Any, cache: Cache, attend: Attend) -> Any:
         """The next token of each sequence, by the most likely; the cache already has room for it."""
         functional = self.rig.device.torch.nn.functional
         x = functional.embedding(tokens, self.embedding)
         for index, (keys, values) in enumerate(cache.layers):
-            x = self.layer(x, index, keys, values, cache.length)
+            x = self.layer(x, index, keys, values, cache.length, attend)
         x = functional.rms_norm(x, (self.shape.hidden,), self.norm)
         return functional.linear(x, self.head).float().argmax(-1)
 
@@ -202,13 +201,14 @@ class LayerStep(Operator):
         model = _kept_model(rig, self.model, self.form)
         cache = Cache(self.model, rig, self.batch, self.form, self.context)
         x = rig.random(self.form, (self.batch, self.model.hidden))
-        count = self.model.layers
+        count, way = self.model.layers, rig.ways["decode"]
+        attend = decoder(way, rig.device)
 
         def run(i: int) -> object:
             keys, values = cache.layers[i % count]
-            return model.layer(x, i % count, keys, values, self.context)
+            return model.layer(x, i % count, keys, values, self.context, attend)
 
-        return Prepared(run, count, rig.ways["decode"])
+        return Prepared(run, count, way)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +248,8 @@ class DecodeLoop(Operator):
         tokens = torch.zeros(self.batch, dtype=torch.long, device=rig.device.target)
         fresh: Callable[[], Cache] = lambda: Cache(self.model, rig, self.batch, self.form, self.context)  # noqa: E731
         state = {"cache": fresh()}
+        way = rig.ways["decode" if self.captured else "growing"]
+        attend = decoder(way, rig.device)
 
         def run(i: int) -> object:
             cache = state["cache"]
@@ -255,10 +257,10 @@ class DecodeLoop(Operator):
                 if cache.length - self.context >= self.steps:
                     cache.length = self.context  # what was written is overwritten
                 cache.grow()
-            tokens.copy_(model.step(tokens, cache))
+            tokens.copy_(model.step(tokens, cache, attend))
             return tokens
 
-        return Prepared(run, 1, rig.ways["decode"])
+        return Prepared(run, 1, way)
 
 
 _kept: list[tuple[int, Shape, str, Model]] = []

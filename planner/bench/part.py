@@ -57,7 +57,8 @@ class Part(Row):
             m, n, k = (self.shape[name] for name in "mnk")
             half = gemm(m, n, k, 4.0, 4.0, tile)
             return replace(half, nbytes=half.nbytes + 2.0 * m * n)
-        return work(self.kind, self.shape, self.element_bytes, self.runs_in, tile, whole)
+        done = work(self.kind, self.shape, self.element_bytes, self.runs_in, tile, whole)
+        return replace(done, side_bytes=0.0) if self.kind == "gemm" else done  # operands are there in the format
 
     @property
     def element_bytes(self) -> float:

@@ -278,12 +278,20 @@ def _profile(
     remarks = [*plan.device.remarks]
     if words := advice([m.timing for m in measured], facts.kind):
         remarks.append(words)
+    if launched := uncaptured(plan.todo, measured, facts.kind):
+        remarks.append(f"Not captured in a graph, so that launches are part of their time: {', '.join(launched)}.")
     bare = Profile(
         date=today(), facts=facts, peaks=peaks, main=plan.main, size=plan.size,
         measured=tuple(_with_earlier(m, before) for m in measured), memory=tuple(checks), batches=tuple(batches),
         skipped=tuple(dict.fromkeys(skipped)), remarks=(*remarks, f"Earlier predictions are {before.origin}."),
     )  # fmt: skip
     return refit(bare)
+
+
+def uncaptured(todo: Sequence[Operator], measured: Sequence[Measured], kind: str) -> list[str]:
+    """Names of the operators that were to be replayed from a graph and were not; graphs are CUDA's."""
+    eager = {(m.operator, m.shape) for m in measured if m.mode == "eager"}
+    return list(dict.fromkeys(op.name for op in todo if kind == "cuda" and op.graph and (op.name, op.shape) in eager))
 
 
 def _with_earlier(m: Measured, before: Predictor) -> Measured:

@@ -36,7 +36,8 @@ def usage(measured: Sequence[Measured], peaks: Peaks, main: str) -> Usage | None
     streams = [(m, p) for m, p in products if p.shape["m"] <= 2] or products
     reads = [(m, p) for m, p in _plain(measured, "decode-attention") if p.shape["kv_heads"] > 1]
     memory, compute = _streamed(streams, peaks), _computed(products, peaks)
-    narrow = [(m, p) for m, p in _plain(measured, "gemm") if p.runs_in in ("fp8", "int8")]
+    eighths = [(m, p) for m, p in _plain(measured, "gemm") if p.runs_in in ("fp8", "int8")]
+    narrow = [(m, p) for m, p in eighths if p.runs_in == "fp8"] or eighths
     experts = _plain(measured, "moe")
     row = Usage(
         memory=memory, cache=_streamed(_longest(reads), peaks) if reads else memory, compute=compute,

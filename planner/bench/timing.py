@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -30,8 +31,12 @@ Call = Callable[[int], object]
 FEWEST, MOST = 5, 400
 SAMPLE_S = 2e-4
 """Samples are made at least this long, so that the clock's resolution and its cost do not count [s]."""
+_MPS_SAMPLE_S = 5e-3
+"""Where no event times a call, waiting for the device is part of every sample [s]."""
 _GRAPH_S = 2e-3
 """A replay of a graph is made about as long [s]."""
+_AHEAD_CYCLES = 1_000_000
+"""Half a millisecond at 2 GHz."""
 STEADY = 0.05
 _SETTLED = 0.01
 
@@ -119,7 +124,8 @@ def measure(call: Call, device: Device, budget_s: float, *, copies: int = 1, gra
         calls = int(min(512, max(copies, np.ceil(_GRAPH_S / first))))
         if (replay := captured(call, device, calls)) is not None:
             return _samples(replay, calls, device, end, budget_s, "graph")
-    calls = int(min(1000, max(1, np.ceil(SAMPLE_S / first))))
+    aim = _MPS_SAMPLE_S if device.kind == "mps" else SAMPLE_S
+    calls = int(min(1000, max(1, np.ceil(aim / first))))
 
     def several() -> None:
         for _ in range(calls):
@@ -136,7 +142,7 @@ def measure_together(call: Call, device: Device, samples: int = 25, calls: int =
         for _ in range(calls):
             call(next(numbers))
 
-    clocked = _clocked(several, device)
+    clocked = _clocked(several, device, waits=True)
     for _ in range(3):
         clocked()
     taken = [clocked() for _ in range(samples)]
@@ -148,7 +154,7 @@ def captured(call: Call, device: Device, calls: int) -> Callable[[], object] | N
     """Capture several calls, on different operands, in one CUDA graph; ``None`` if the operator cannot be captured."""
     torch = device.torch
     home, aside = torch.cuda.current_stream(device.target), _aside(torch, device.target)
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     try:
         aside.wait_stream(home)
         with torch.cuda.stream(aside):
@@ -156,13 +162,15 @@ def captured(call: Call, device: Device, calls: int) -> Callable[[], object] | N
                 call(i)
         home.wait_stream(aside)
         device.sync()
-        with torch.cuda.graph(graph, stream=aside):
+        with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
             for i in range(calls):
                 call(i)
         graph.replay()
         device.sync()
     except RuntimeError:  # out of memory too: a call at a time may still fit
         torch.cuda.set_stream(home)  # a capture that fails leaves its own behind
+        with suppress(RuntimeError, AttributeError):  # and, before pytorch#180395, an allocator that thinks it goes on
+            torch._C._cuda_endAllocateToPool(device.target.index, pool)
         device.sync()
         device.empty_cache()
         return None
@@ -177,7 +185,7 @@ def _aside(torch: Any, target: Any) -> Any:
 
 
 def _samples(run: Callable[[], object], calls: int, device: Device, end: float, budget_s: float, mode: str) -> Timing:
-    clocked = _clocked(run, device)
+    clocked = _clocked(run, device, ahead=mode == "graph")
     steady = _warm(clocked, end - 0.75 * budget_s)
     clean: list[float] = []
     disturbed: list[float] = []
@@ -210,13 +218,18 @@ def _warm(clocked: Callable[[], tuple[float, bool]], until: float) -> bool:
             return False
 
 
-def _clocked(run: Callable[[], object], device: Device) -> Callable[[], tuple[float, bool]]:
-    """A function that runs once and says how long it took and whether the scheduler interfered."""
+def _clocked(
+    run: Callable[[], object], device: Device, *, ahead: bool = False, waits: bool = False
+) -> Callable[[], tuple[float, bool]]:
+    """A function that runs once and says how long it took and whether the scheduler interfered.
+
+    ``ahead``: the host is to be ahead of the device. ``waits``: others work while this thread's clock stands.
+    """
     if device.kind == "cuda":
-        return _by_events(run, device)
+        return _by_events(run, device, ahead)
     cpu = device.kind == "cpu"
     switches = _switches if cpu else lambda: 0
-    alone = cpu and device.facts.units == 1
+    alone = cpu and device.facts.units == 1 and not waits
 
     def by_clock() -> tuple[float, bool]:
         device.sync()
@@ -230,11 +243,15 @@ def _clocked(run: Callable[[], object], device: Device) -> Callable[[], tuple[fl
     return by_clock
 
 
-def _by_events(run: Callable[[], object], device: Device) -> Callable[[], tuple[float, bool]]:
+def _by_events(run: Callable[[], object], device: Device, ahead: bool) -> Callable[[], tuple[float, bool]]:
     torch = device.torch
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
+    idle = getattr(torch.cuda, "_sleep", None)
+
     def by_events() -> tuple[float, bool]:
+        if ahead and idle:  # the device is busy while the host queues the graph, so that none of the queueing is timed
+            idle(_AHEAD_CYCLES)
         start.record()
         run()
         stop.record()
