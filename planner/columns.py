@@ -126,6 +126,7 @@ SWEEP_COLUMNS = (
 )
 
 LOAD_COLUMNS = (
+    Column("concurrency", "In the system", "number"),
     Column("input_tokens", "Input", "tokens"),
     Column("output_tokens", "Output", "tokens"),
     Column("running", "Running", "number"),
@@ -141,6 +142,19 @@ LOAD_COLUMNS = (
     Column("tokens_per_s_per_gpu", "Tokens/s a GPU", "tokens/s"),
 )
 """What a sweep over requests has besides; the batch is then the number of requests in the system."""
+
+ASKED_COLUMNS = (
+    Column("prefix_hits", "Prefix hits", "%"),
+    Column("drafted", "Drafted", "number"),
+    Column("tokens_per_step", "Tokens a step", "number"),
+    Column("rounds", "Rounds", "number"),
+    Column("asked_requests_per_s", "Asked", "rate"),
+    Column("highest_requests_per_s", "Highest", "rate"),
+    Column("sustained", "Sustained"),
+    Column("prefill_workers", "Prefill workers", "number"),
+    Column("decode_workers", "Decode workers", "number"),
+)
+"""What a plan of requests has besides; its batch is what runs at once."""
 
 COMPARE_COLUMNS = (
     Column("attention", "Attention"),

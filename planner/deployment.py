@@ -73,9 +73,20 @@ class Deployment:
         """The engine's setup, with what is given in place of its defaults, for as many sequences as are planned at least."""
         at = situation(self.gpu, self.count, self.model, given, self.context)
         found = self.engine.setup(at, given)
-        if "sequences" not in given and 0 < found.sequences < self.batch:
-            return self.engine.setup(at, {**given, "sequences": self.batch})
+        wanted = self.batch if found.sequences_are_all else ceil_div(self.batch, self.sharding.dp)
+        if "sequences" not in given and 0 < found.sequences < wanted:
+            return self.engine.setup(at, {**given, "sequences": wanted})
         return found
+
+    def for_sequences(self, batch: int) -> Deployment:
+        """The same, set up to run so many sequences at once at least."""
+        found = replace(self, batch=batch)
+        return replace(found, setup=found.defaults(found.given))
+
+    @property
+    def most_sequences(self) -> int:
+        """Sequences that the engine is set to run at once over all data-parallel groups; `UNBOUNDED` where it is not."""
+        return self.setup.sequences * (1 if self.setup.sequences_are_all else self.sharding.dp) or UNBOUNDED
 
     @cached_property
     def lifted_from(self) -> int | None:

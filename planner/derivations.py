@@ -225,11 +225,12 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "loaded_ttft_s": Quantity(
         "Expected time to the first token under the load.", "s",
-        "step + first_s + first_kernel_s * kernels + (1 + prompts ahead) * prompt, and the wait of those that do not fit",
+        "step + first_s + first_kernel_s * kernels + (1 + prompts ahead / stages) * prompt, and waits for room, in queues",
         sub.loaded_ttft, lambda p: p.serving.ttft_s if p.serving else None, _serving_sources, of_requests=True,
     ),
     "requests_per_s": Quantity(
-        "Requests answered a second, by Little's law.", "1/s", "concurrency / (ttft_s + (output - 1) * tpot_s)",
+        "Requests answered a second, by Little's law.", "1/s",
+        "concurrency / (ttft_s + (output - 1) * tpot_s), or a rate that was asked for, if that is less than the highest",
         sub.requests, lambda p: p.serving.requests_per_s if p.serving else None, _serving_sources, of_requests=True,
     ),
     "ideal_s": Quantity(

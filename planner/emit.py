@@ -49,6 +49,11 @@ def caveats(d: Deployment) -> Iterator[str]:
         yield "Put the path of the GGUF file after --model."
     if d.pp > 1 and not _knobs(d.engine, "pp"):
         yield f"{d.pp} GPUs share by layer, which {d.engine.name} does by itself."
+    kv = _wanted(d, 1, d.context).get("kv")
+    if kv and not any(not k.values or kv in k.values for k in _knobs(d.engine, "kv")):
+        yield f"A KV cache in {kv} is not {d.engine.label}'s: no setting says so, and it keeps its own format."
+    if d.sharding.over_batch:
+        yield f"{d.engine.name} has no setting that deals the cache out by sequence."
 
 
 def flags(engine: Engine, values: Mapping[str, Any]) -> str:
@@ -115,7 +120,7 @@ def _settings(engine: Engine, values: Mapping[str, Any]) -> Iterator[tuple[str, 
     """Settings that go into a file."""
     for name, value in values.items():
         for knob in _knobs(engine, name):
-            if knob.file_key and not knob.flag:
+            if knob.file_key and not knob.flag and (not knob.values or value in knob.values):
                 yield (
                     knob.file_key,
                     str(knob.values.get(value, value)).lower()

@@ -132,7 +132,7 @@ class Knob(When):
     @property
     def flags(self) -> tuple[str, ...]:
         """Options that kvplan reads it from: the engine's own, long ones only."""
-        spelled = {self.flag, self.off, "--" + self.name.replace("_", "-")}
+        spelled = {self.flag.rpartition(" ")[2], self.off, "--" + self.name.replace("_", "-")}
         return tuple(sorted(f for f in spelled if f.startswith("--")))
 
     def read(self, value: object) -> Any:
@@ -205,6 +205,15 @@ class Engine(Row):
     def knobs(self) -> tuple[Knob, ...]:
         """Settings of this version."""
         return tuple(k for k in self.knob if k.of_version(self.version))
+
+    def can_set(self, *targets: str) -> bool:
+        """Whether a setting sets one of these; an engine without settings does whatever is asked."""
+        return not self.knobs or any(k.sets.removeprefix("!") in targets for k in self.knobs)
+
+    @property
+    def splits_layers(self) -> bool:
+        """Whether several GPUs share a model by its layers, because the engine has no tensor parallelism."""
+        return not self.can_set("tp")
 
     @cached_property
     def _cases(self) -> tuple[tuple[Case, dict[str, Any]], ...]:

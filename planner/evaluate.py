@@ -80,8 +80,8 @@ def prefill_times(deployment: Deployment, tokens: int, sequences: int = 1) -> tu
 
     With several pipeline stages the prompts are cut into as many equal parts, which follow one another through the stages.
     """
-    stages = prefill_operators(deployment, tokens, sequences)
     parts = min(sequences, deployment.pp)
+    stages = prefill_operators(deployment, tokens, sequences / parts)
     ideal = stage_times(deployment, stages, IDEAL, parts, steady=False)
     return ideal, stage_times(deployment, stages, deployment.efficiency.prompt, parts, steady=False)
 
@@ -121,17 +121,16 @@ def decode_operators(d: Deployment, batch: Numbers | IntArray, context: Numbers 
     ]
 
 
-def prefill_operators(d: Deployment, tokens: int, sequences: int = 1, before: int = 0) -> Stages:
-    """Work of prefilling one part of the prompts together, stage by stage; like stages once, with their number.
-
+def prefill_operators(d: Deployment, tokens: int, together: Numbers = 1, before: int = 0) -> Stages:
+    """Work of prefilling so many prompts together, stage by stage; like stages once, with their number.
 
     The prompt of an encoder-decoder is its source; the decoder starts from one token. Of other prompts ``before`` tokens may
     be in the cache already, and ``tokens`` more are added.
     """
-    prompt, part = 1.0 if d.model.encoder else float(tokens), sequences / min(sequences, d.pp)
+    prompt = 1.0 if d.model.encoder else float(tokens)
     return [
         (
-            prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens, part, float(before))
+            prefill_work(d.model, stage, d.precision, d.sharding, prompt, d.source_tokens, together, float(before))
             + _further(d, stage),
             times,
         )

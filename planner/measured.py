@@ -7,6 +7,7 @@ entry with the shares of its peaks that it reached (`planner.usage`).
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from planner.catalog import gpu_ids, load_gpu
-from planner.errors import CardError, InputError
+from planner.errors import CardError, InputError, UnknownNameError
 from planner.gpu import GpuSpec
 from planner.row import one_line
 from planner.usage import Usage
@@ -26,6 +27,7 @@ KIND = "kvplan-bench"
 MAX_BYTES = 64 * 2**20
 LATEST = "measured"
 """What ``--gpu`` calls the device that was measured last."""
+_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
 _AGAIN = "run 'kvplan bench' again, or remove the file"
 _OTHER = "name a file that 'kvplan bench' wrote"
 
@@ -57,7 +59,12 @@ def find_gpu(name: str | Path | GpuSpec) -> GpuSpec:
         return device_of(latest_path())
     if text.lower().endswith(".json"):
         return device_of(Path(name))
-    spec = load_gpu(name)
+    try:
+        spec = load_gpu(name)
+    except UnknownNameError:
+        if _ID.fullmatch(text) and profile_path(text).is_file():  # a device that the catalogue does not list
+            return device_of(profile_path(text))
+        raise
     if text.lower().endswith(".toml"):
         return spec
     path = profile_path(spec.id)
@@ -142,7 +149,8 @@ def latest_path() -> Path:
     InputError
         If there is none.
     """
-    paths = sorted((user_folder() / "profiles").glob("*.json"), key=lambda p: p.stat().st_mtime)
+    found = (p for p in (user_folder() / "profiles").glob("*.json") if p.is_file())
+    paths = sorted(found, key=lambda p: p.stat().st_mtime)
     if not paths:
         raise InputError("nothing has been measured on this machine; run 'kvplan bench' first")
     return paths[-1]

@@ -104,6 +104,8 @@ class Reading:
             "tp": max(1, self.tp // attention_dp), "pp": log.pipeline_parallel or 1, "dp": log.data_parallel or 1,
             "ep": bool(log.expert_parallel), "weights": self.weights, "kv": self.kv, "engine": self.engine,
         }  # fmt: skip
+        if load_engine(self.engine).splits_layers:  # its degree is of layers, whatever the log or the caller calls it
+            choices |= {"tp": 1, "pp": max(choices["tp"], choices["pp"])}
         choices |= {k: v for k, v in changed.items() if k in choices}
         fields |= {k: v for k, v in changed.items() if k not in choices}
         if choices["tp"] * choices["pp"] * choices["dp"] > MAX_GPUS:

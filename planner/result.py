@@ -317,8 +317,8 @@ class ServingPlan(ServingPoint):
         Tokens of a prompt and of an answer.
     prefix_hits
         Share of a prompt that the prefix cache has.
-    tokens_per_step
-        Tokens that a step makes for each request: more than one with speculative decoding.
+    drafted, tokens_per_step
+        Tokens that a drafter proposes at each step, and those that a step makes for each request.
     rounds
         Requests of the run for each that is in the system at once; ``None`` in the steady state.
     asked_requests_per_s, highest_requests_per_s, sustained
@@ -333,9 +333,9 @@ class ServingPlan(ServingPoint):
     step_s, prompt_s, added_s, first_s
         The decode step in ``tpot_s``, a prompt on its own, what one adds to the steps that carry it, and what else passes
         until a first token is out [s].
-    others, ahead, waits
+    others, ahead, waits, queue_s
         Other requests that run on a data-parallel group; prompts that are prefilled before one's own; answers that a request
-        waits for before its own begins.
+        waits for before its own begins; and what it waits besides [s].
     origin
         What the expected times rest on.
     by_concurrency
@@ -345,6 +345,7 @@ class ServingPlan(ServingPoint):
     input_tokens: int
     output_tokens: int
     prefix_hits: float
+    drafted: int
     tokens_per_step: float
     rounds: float | None
     asked_requests_per_s: float | None
@@ -360,6 +361,7 @@ class ServingPlan(ServingPoint):
     others: float
     ahead: float
     waits: float
+    queue_s: float
     origin: str
     by_concurrency: tuple[ServingPoint, ...]
 

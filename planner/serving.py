@@ -8,9 +8,9 @@ Under continuous batching with chunked prefill, a request's decode steps carry t
 
 In a run of ``R`` rounds that starts all at once, ``(n - 1) / (2 R) * P1`` comes on top. ``D`` is a decode step of all
 requests at their mean length, ``P1`` a prompt on its own and ``P+`` what it adds to steps that read the weights anyway.
-Requests beyond what the cache holds wait until others are done. At a request rate, the number in
-the system follows from Little's law (Little 1961, Operations Research 9(3)), and a prompt waits for others as in a queue of
-random arrivals with equal service (Pollaczek 1930, Khinchine 1932): ``u / (2 (1 - u)) * P1`` at utilisation ``u``.
+Requests beyond what the cache holds wait until others are done, and no more are answered than could be prefilled. At a
+request rate, the number in the system follows from Little's law (Little 1961, Operations Research 9(3)), and a request waits
+for a prefill and for room in the cache as in queues of random arrivals with equal service; see `queue_wait`.
 
 `planner/efficiencies/serving.toml` holds the fitted shares, `planner/engines` what depends on the engine, and
 validation/README.md the errors on measurements not fitted to.
@@ -32,6 +32,8 @@ from planner.work import Operator
 if TYPE_CHECKING:
     from planner.arrays import Numbers
 
+MOST_BUSY = 0.999
+"""Utilisation at which queues are said to be as long as they become."""
 GRID = 2.0 ** np.arange(0.0, 16.01, 0.125)
 """Requests at once at which a search for a rate looks."""
 
@@ -91,6 +93,8 @@ class Serving:
         Prompts that are prefilled before one's own, on average.
     waits
         How many answers a request waits for before its own begins.
+    queue_s
+        What a request waits besides: for a prefill that is the bound, or at a rate in queues of random arrivals [s].
     running
         Requests whose cache fits at once.
     requests_per_s
@@ -108,19 +112,28 @@ class Serving:
     others: Numbers
     ahead: Numbers
     waits: Numbers
+    queue_s: Numbers
     running: Numbers
     requests_per_s: Numbers
 
 
-def room(d: Deployment, load: Load) -> float:
-    """Requests whose caches fit at once: with their whole answers, or half of them where caches grow as answers do.
+def fits(d: Deployment, load: Load) -> bool:
+    """Whether a request fits with its whole answer, one on each data-parallel group."""
+    return d.max_batch(load.input_tokens + load.output_tokens) >= d.sharding.dp
 
-    Infinite where not even one for each data-parallel group is expected to fit: what is asked for is then taken to run.
+
+def room(d: Deployment, load: Load) -> float:
+    """Requests that run at once: those whose caches fit, and no more than the engine was told to run.
+
+    They are held with their whole answers, or half of them where caches grow as answers do. An engine's default of sequences
+    at once is no limit, as it is raised where it is too small. Infinite where nothing sets a limit, and where nothing fits:
+    what is asked for is then taken to run.
     """
     whole = load.input_tokens + load.output_tokens
     held = whole if d.setup.whole_answers else whole - load.output_tokens // 2
-    most = d.max_batch(held)
-    return float("inf") if d.max_batch(whole) < d.sharding.dp or most >= UNBOUNDED else float(most)
+    told = d.most_sequences if "sequences" in d.given else UNBOUNDED
+    most = min(d.max_batch(held), told)
+    return float(most) if fits(d, load) and most < UNBOUNDED else float("inf")
 
 
 def serve(d: Deployment, load: Load) -> Serving:
@@ -142,14 +155,37 @@ def serve(d: Deployment, load: Load) -> Serving:
     time, ideal = _expected(d, work, running), _timed(d, work, running, IDEAL, IDEAL)
     tpot = (time.step.step_s + carried * time.added_s) / made
     first_s = _first_s(d, kernels_of(work.prompt))
-    first = time.step.step_s + first_s + (1.0 + ahead) * time.prompt_s
+    first = time.step.step_s + first_s + time.prompt_s + ahead * time.prompt_s / d.pp
     ttft = first + waits * (load.output_tokens * tpot + first)
+    further = (load.output_tokens - 1) * tpot
+    # Short answers leave others' prompts no steps to be carried by: the prefill is then the bound, and they wait for it.
+    queue_s = np.maximum(asked / prefills_per_s(d, time.prompt_s, running) - further - ttft, 0.0)
+    ttft = ttft + queue_s
     return Serving(
         ttft_s=ttft, tpot_s=tpot, ideal_ttft_s=ideal.step.step_s + ideal.prompt_s,
         ideal_tpot_s=(ideal.step.step_s + carried * ideal.added_s) / made, step=time.step, prompt_s=time.prompt_s,
-        added_s=time.added_s, first_s=first_s, others=others, ahead=ahead, waits=waits, running=running,
-        requests_per_s=asked / (ttft + (load.output_tokens - 1) * tpot),
+        added_s=time.added_s, first_s=first_s, others=others, ahead=ahead, waits=waits, queue_s=queue_s, running=running,
+        requests_per_s=asked / (ttft + further),
     )  # fmt: skip
+
+
+def prefills_per_s(d: Deployment, prompt_s: Numbers, running: Numbers) -> Numbers:
+    """Prompts that can be prefilled a second: one at a time on each data-parallel group that has any, in each stage."""
+    at_once: Numbers = np.clip(running, 1.0, d.sharding.dp) * np.clip(running, 1.0, d.pp)
+    return at_once / prompt_s
+
+
+def queue_wait(servers: float, busy: float, service_s: float) -> float:
+    """Mean wait in a queue of random arrivals with equal service [s].
+
+    ``u^(sqrt(2 (c + 1)) - 1) / (2 c (1 - u)) * S`` at ``c`` servers of utilisation ``u`` (Sakasegawa 1977, Annals of the
+    Institute of Statistical Mathematics 29, halved as service does not vary: Allen 1978); exact for one server (Pollaczek
+    1930, Khinchine 1932).
+
+    >>> queue_wait(1.0, 0.5, 2.0)
+    1.0
+    """
+    return float(busy ** (np.sqrt(2.0 * (servers + 1.0)) - 1.0) / (2.0 * servers * (1.0 - busy)) * service_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +247,8 @@ class _Times:
 def _work(d: Deployment, load: Load, running: Numbers) -> _Work:
     step = decoding_operators(d, running, load.input_tokens + load.output_tokens / 2)
     before = load.input_tokens - load.new_tokens
-    prompt = prefill_operators(d, load.new_tokens, d.sharding.dp, before)  # all groups at once: they share the experts
+    groups = np.clip(running, 1.0, d.sharding.dp)  # all that have requests at once: they share the experts
+    prompt = prefill_operators(d, load.new_tokens, groups if d.sharding.dp > 1 else 1, before)
     added = [(_beside(ops, steps), n) for (ops, n), (steps, _) in zip(prompt, step, strict=True)]
     return _Work(step, prompt, added)
 
@@ -269,21 +306,23 @@ def serve_at_rate(d: Deployment, load: Load, requests_per_s: float) -> tuple[flo
     """The number of requests in the system at a rate of random arrivals, their latency, and the highest rate.
 
     A rate is sustained if it is below what the deployment serves with its cache full, or with as many requests as the engine
-    runs at once, and below what its prefill alone could do. The answer to a higher one is of that highest rate.
+    runs at once. The answer to a higher one is of that highest rate. What waits for room waits as long as requests last
+    that run at once.
     """
-    most = max(1.0, min(room(d, load), float(d.setup.sequences * d.sharding.dp or np.inf), GRID[-1]))
+    most = max(1.0, min(room(d, load), float(d.most_sequences), GRID[-1]))
     grid = np.append(GRID[most > GRID], most)
     steady = serve(d, replace(load, concurrency=grid, rounds=float("inf")))
     rates = np.maximum.accumulate(np.broadcast_to(steady.requests_per_s, grid.shape))
-    prefill = d.sharding.dp / float(np.max(steady.prompt_s))
-    highest = min(float(rates[-1]), prefill)
+    highest = float(rates[-1])
     served = min(requests_per_s, highest)
-    found = serve(d, replace(load, concurrency=float(np.interp(served, rates, grid)), rounds=float("inf")))
-    busy = min(served / prefill, 0.999)
-    ahead = busy / (2.0 * (1.0 - busy))
-    ttft = found.ttft_s + ahead * found.prompt_s
-    held = served * float(ttft + (load.output_tokens - 1) * found.tpot_s)
-    return held, replace(found, ttft_s=ttft, ahead=ahead, requests_per_s=served), highest
+    at = float(np.interp(served, rates, grid))
+    found = serve(d, replace(load, concurrency=at, rounds=float("inf")))
+    lasts = float(found.ttft_s + (load.output_tokens - 1) * found.tpot_s)
+    prefill = float(np.max(prefills_per_s(d, steady.prompt_s, grid)))
+    queue_s = queue_wait(1.0, min(served / prefill, MOST_BUSY), 1.0 / prefill)
+    queue_s += queue_wait(most, min(served / highest, MOST_BUSY), lasts)
+    late = replace(found, ttft_s=found.ttft_s + queue_s, queue_s=found.queue_s + queue_s, requests_per_s=served)
+    return served * (lasts + queue_s), late, highest
 
 
 def serve_apart(
@@ -297,14 +336,14 @@ def serve_apart(
     """
     asked, output = float(np.max(load.concurrency)), load.output_tokens
     most = min(asked / decode_workers, room(decode, load))
-    grid = np.append(GRID[most > GRID], max(most, 1.0))
-    one = np.asarray(1.0)
-    alone = _work(prefill, load, one)
-    prompt = _expected(prefill, alone, one)
-    found = serve(decode, replace(load, concurrency=grid))
+    grid = np.append(GRID[most > GRID], most)
+    groups = np.clip(asked / prefill_workers, 1.0, prefill.sharding.dp)  # of a prefill worker, those that have a prompt
+    alone = _work(prefill, load, groups)
+    prompt = _expected(prefill, alone, groups)
+    found = serve(decode, replace(load, concurrency=np.maximum(grid, 1.0)))
     made = tokens_per_step(decode.setup.draft_tokens, load.acceptance)
     step = np.broadcast_to(found.step.step_s, grid.shape) / made
-    ranks = prefill_workers * prefill.sharding.dp
+    ranks = prefill_workers * groups
     ahead = max(asked / ranks - 1.0, 0.0) * 0.5 / load.rounds
     own = float(_first_s(prefill, kernels_of(alone.prompt)) + step[-1] * made + (1.0 + ahead) * prompt.prompt_s)
     rates = grid * decode_workers / (output * step)
@@ -319,12 +358,12 @@ def serve_apart(
     at = int(np.max(np.flatnonzero(fits), initial=0))
     tpot, rate = float(steps[at]), float(rates[at])
     ttft = max(own, asked / rate - output * tpot)
-    there = serve(decode, replace(load, concurrency=fine[at]))
-    step_there = decoding_operators(decode, fine[at], load.input_tokens + output / 2)
-    ideal = _timed(prefill, alone, one, IDEAL, IDEAL)
+    there = serve(decode, replace(load, concurrency=max(fine[at], 1.0)))
+    step_there = decoding_operators(decode, max(fine[at], 1.0), load.input_tokens + output / 2)
+    ideal = _timed(prefill, alone, groups, IDEAL, IDEAL)
     return replace(
         there, ttft_s=ttft, tpot_s=tpot, ideal_ttft_s=ideal.step.step_s + ideal.prompt_s,
         ideal_tpot_s=stage_times(decode, step_there, IDEAL, np.minimum(fine[at], decode.pp)).step_s / made,
-        prompt_s=prompt.prompt_s, added_s=0.0, others=0.0, running=fine[at] * decode_workers,
+        prompt_s=prompt.prompt_s, added_s=0.0, others=0.0, queue_s=0.0, running=fine[at] * decode_workers,
         requests_per_s=asked / (ttft + (output - 1) * tpot),
     )  # fmt: skip

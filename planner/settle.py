@@ -1,7 +1,8 @@
 """Settle a deployment: read what the caller chose, check it, and choose what was left open.
 
 ``N x GPU`` is one replica: tensor parallel within a node, up to the node's size and a divisor of the heads, and pipeline
-stages for the rest, unless degrees are given. Without a number of GPUs the smallest power of two is taken that has room.
+stages for the rest, unless degrees are given or the engine has stages only. Without a number of GPUs the smallest power of
+two is taken that has room.
 """
 
 from __future__ import annotations
@@ -120,6 +121,12 @@ def deploy(
     _apply(chosen, profile, settings or {})
     tp, pp, dp, ep, weights, kv = (chosen.pop(k) for k in ("tp", "pp", "dp", "ep", "weights", "kv"))
     given = {**(fields or {}), **{k: v for k, v in chosen.items() if v is not None}}
+    if chosen.get("draft_tokens") and model.drafter is None:
+        raise InputError(
+            f"{model.id} has no draft layers of its own, and other drafters are not planned; draft nothing"
+        )
+    if ep and not any(row.experts for row in model.ffn):
+        raise InputError(f"{model.id} routes to no experts that could be dealt out; leave --ep out")
     if (given.get("max_tokens") or context) < context:
         raise InputError(
             f"a context of {context:,} is more than the {given['max_tokens']:,} tokens the engine is set to"
@@ -128,6 +135,9 @@ def deploy(
         raise InputError(f"{model.id} is a decoder only and has no source; leave --source out")
     tp, pp, dp = (None if n is None else _degree(n, f"--{what}") for n, what in ((tp, "tp"), (pp, "pp"), (dp, "dp")))
     dp = dp or 1
+    _check_degrees(profile, tp, dp, bool(ep))
+    if profile.splits_layers:
+        tp = 1
     defaults = profile.setup(situation(spec, 1, model, given, context), given)
     first = Deployment(
         model=model,
@@ -150,7 +160,7 @@ def deploy(
         raise InputError(
             f"--pp {pp} is more than the {model.layers} layers of {model.id}; use --pp {model.layers} or less"
         )
-    if count is None and tp is None:
+    if count is None and (tp is None or (profile.splits_layers and pp is None)):
         return _smallest(first, context, pp or 1)
     if count is not None and count % dp:
         raise InputError(f"--dp {dp} does not divide the {count} GPUs; change one")
@@ -158,10 +168,20 @@ def deploy(
     if not pad_heads:
         check_tp(model, tp)
     notes = _link_notes(spec, tp * dp, pp)
-    if pp > 1 and not first.fixed_degrees and tp * pp <= spec.link.devices:
+    if pp > 1 and not first.fixed_degrees and not profile.splits_layers and tp * pp <= spec.link.devices:
         heads = " and ".join(map(str, model.query_heads))
         notes += (f"{tp * pp} GPUs do not divide the {heads} query heads: TP {tp} and {pp} pipeline stages instead.",)
     return replace(_cut(first, tp, pp), notes=notes)
+
+
+def _check_degrees(engine: Engine, tp: int | None, dp: int, ep: bool) -> None:
+    """Refuse a degree that the engine has not."""
+    if tp is not None and tp > 1 and engine.splits_layers:
+        raise InputError(f"{engine.name} shares a model by its layers; use --pp {tp} instead of --tp {tp}")
+    if dp > 1 and not engine.can_set("dp", "dp_attention"):
+        raise InputError(f"{engine.name} has no data parallelism; plan one of {dp} servers without --dp")
+    if ep and not engine.can_set("ep", "ep_ranks"):
+        raise InputError(f"{engine.name} deals no experts out; leave --ep out")
 
 
 def _apply(chosen: dict[str, Any], engine: Engine, settings: Mapping[str, Any]) -> None:
@@ -236,16 +256,21 @@ def _degrees(model: ModelSpec, gpu: GpuSpec, count: int | None, tp: int | None, 
 
 
 def _smallest(first: Deployment, context: int, pp: int) -> Deployment:
-    """The smallest power-of-two degree that leaves room for one sequence, or the largest of the node if none does."""
-    model, gpu = first.model, first.gpu
-    most = max(1, gpu.link.devices // first.sharding.dp)
-    degrees = [2**i for i in range(17) if 2**i <= most and all(h % 2**i == 0 for h in model.query_heads)]
-    for tp in degrees:
-        found = _cut(first, tp, pp)
+    """The smallest power-of-two degree that leaves room for one sequence, or the largest of the node if none does.
+
+    The degree is the tensor-parallel one, or that of stages where the engine has only these.
+    """
+    model, gpu, by_layer = first.model, first.gpu, first.engine.splits_layers
+    most = min(model.layers, gpu.link.devices) if by_layer else max(1, gpu.link.devices // first.sharding.dp)
+    heads = () if by_layer else model.query_heads
+    degrees = [2**i for i in range(17) if 2**i <= most and all(h % 2**i == 0 for h in heads)]
+    name, kind, option = ("PP", "pipeline", "--pp") if by_layer else ("TP", "tensor-parallel", "--tp")
+    for n in degrees:
+        found = _cut(first, 1, n) if by_layer else _cut(first, n, pp)
         if found.missing_bytes(1, context) == 0:
-            why = f"TP {tp} is the smallest tensor-parallel degree with room for one sequence of {context:,} tokens"
-            return replace(found, notes=(f"{why}; --gpu N×{gpu.id} or --tp asks for another.",))
-    why = f"no tensor-parallel degree up to {degrees[-1]} (one node of {gpu.id}) leaves room for one sequence"
+            why = f"{name} {n} is the smallest {kind} degree with room for one sequence of {context:,} tokens"
+            return replace(found, notes=(f"{why}; --gpu N×{gpu.id} or {option} asks for another.",))
+    why = f"no {kind} degree up to {degrees[-1]} (one node of {gpu.id}) leaves room for one sequence"
     return replace(found, notes=(f"{why} of {context:,} tokens.",))
 
 

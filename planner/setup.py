@@ -95,6 +95,8 @@ class Setup(Row):
     reserve_mib, reserve_token_mib, reserve_graph_mib, reserve_rank_mib, reserve_least_mib
         What the default share leaves, where it is derived: a constant, more for each token of a pass, sequence of a graph
         and rank, and the least that it may be [MiB].
+    sequences_are_all
+        Whether the most sequences that run at once are those of all data-parallel groups together.
     ranks_are_all
         Whether what the engine calls its tensor-parallel size counts all ranks, those of data-parallel groups too.
     index_format
@@ -165,6 +167,7 @@ class Setup(Row):
     reserve_graph_mib: Reserve = 0.0
     reserve_rank_mib: Reserve = 0.0
     reserve_least_mib: Reserve = 0.0
+    sequences_are_all: Flag = False
     ranks_are_all: Flag = False
     index_format: str = ""
     sparse_latent_format: str = ""

@@ -314,8 +314,13 @@ def tpot(c: Case) -> str:
 
 def loaded_ttft(c: Case) -> str:
     s = _served(c)
-    first = f"{s.step_s!r} + {s.first_s!r} + (1 + {s.ahead!r}) * {s.prompt_s!r}"
-    return f"{first} + {s.waits!r} * ({s.output_tokens} * {s.tpot_s!r} + {first})" if s.waits else first
+    first = f"{s.step_s!r} + {s.first_s!r} + (1 + {_times_over(s.ahead, c.d.pp)}) * {s.prompt_s!r}"
+    waits = f" + {s.waits!r} * ({s.output_tokens} * {s.tpot_s!r} + {first})" if s.waits else ""
+    return first + waits + (f" + {s.queue_s!r}" if s.queue_s else "")
+
+
+def _times_over(value: float, by: int) -> str:
+    return f"{value!r} / {by}" if by > 1 else repr(value)
 
 
 def requests(c: Case) -> str:

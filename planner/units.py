@@ -84,8 +84,8 @@ def parse_bytes(text: str | int | float, what: str = "size") -> int:
     return int(number)
 
 
-def parse_fraction(text: str | float, what: str = "fraction") -> float:
-    """Read a share of the whole, ``0.9`` or ``90%``; more than 0 and at most 1.
+def parse_fraction(text: str | float, what: str = "fraction", zero: bool = False) -> float:
+    """Read a share of the whole, ``0.9`` or ``90%``; more than 0, or with ``zero`` that too, and at most 1.
 
     >>> parse_fraction("92%"), parse_fraction(0.9)
     (0.92, 0.9)
@@ -96,8 +96,8 @@ def parse_fraction(text: str | float, what: str = "fraction") -> float:
         value = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"cannot read {what} {str(text)[:40]!r}; write it like 0.9 or 90%") from None
-    if not 0 < value <= 1:
-        raise InputError(f"{what} must be more than 0 and at most 1, not {str(text)[:40]}")
+    if not 0 <= value <= 1 or (value == 0 and not zero):
+        raise InputError(f"{what} must be {'from 0 to' if zero else 'more than 0 and at most'} 1, not {str(text)[:40]}")
     return value
 
 

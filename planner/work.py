@@ -111,7 +111,7 @@ def decode_work(
 
 def prefill_work(
     model: ModelSpec, stage: Stage, precision: Precision, sharding: Sharding, tokens: Numbers, source: int = 0,
-    sequences: float = 1.0, before: Numbers = 0.0,
+    sequences: Numbers = 1.0, before: Numbers = 0.0,
 ) -> list[Operator]:  # fmt: skip
     """Work of prefilling ``tokens`` tokens of each of some prompts, of which ``before`` are in the cache already.
 
@@ -133,7 +133,7 @@ def prefill_work(
     found, tp = [], sharding.tp
     later = np.asarray(before) > 0
     first = not np.any(later)
-    local = float(np.ceil(sequences / sharding.dp))  # prompts of one data-parallel group
+    local = -(-sequences // sharding.dp)  # prompts of one data-parallel group
     for group, count in stage.groups:
         for row in group.attention:
             flops: Numbers = 0.0

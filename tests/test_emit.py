@@ -38,8 +38,10 @@ def flags_of(launch: str | None) -> dict[str, str]:
     ],
 )
 def test_every_flag_is_one_of_the_engines(engine: str, model: str, gpu: str, options: dict[str, Any]) -> None:
+    if engine == "llamacpp":  # it has stages only
+        options = {name: value for name, value in options.items() if name not in ("dp", "ep", "tp", "pp")}
     launch = plan(model, gpu, engine=engine, **options).launch
-    known = {k.flag for k in load_engine(engine).knobs} | {k.off for k in load_engine(engine).knobs}
+    known = {w for k in load_engine(engine).knobs for w in words(k.flag)} | {k.off for k in load_engine(engine).knobs}
     known |= {w for w in words(load_engine(engine).launch) if w.startswith("--")} | {load_engine(engine).settings_file}
     assert set(flags_of(launch)) <= known
 

@@ -274,7 +274,13 @@ def test_a_sweep_over_requests_is_its_plans() -> None:
         ({"rate": float("nan")}, "above 0"),
         ({"rate": "fast"}, "number above 0"),
         ({"rate": 1, "apart": "1:1"}, "--concurrency"),
-        ({"prefix_hits": 1}, "less than 1"),
+        ({"prefix_hits": 1.5}, "from 0 to 1"),
+        ({"rounds": 0.01}, "from 1 on"),
+        ({"rounds": [1]}, "from 1 on"),
+        ({"rounds": 10**400}, "from 1 on"),
+        ({"rounds": True}, "from 1 on"),
+        ({"rate": 1, "rounds": 3}, "leave --rounds out"),
+        ({"rate": "inf"}, "at most 1e"),
         ({"prefix_hits": -0.5}, "prefix hits"),
         ({"acceptance": "most"}, "acceptance"),
         ({"rounds": -1}, "rounds"),
@@ -289,6 +295,117 @@ def test_impossible_loads_get_one_line(ask: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says) as caught:
         read_ask(None, **ask)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "asked", "says"),
+    [
+        ("llama3-8b", "h100", {"acceptance": 0.5}, "to draft none; leave it out"),
+        ("deepseek-v3", "8xh200", {"acceptance": 0.5}, "add --num-speculative-tokens N"),
+        ("llama3-8b", "h100", {"acceptance": 0.5, "settings": {"num_speculative_tokens": 2}}, "has no draft layers"),
+        (
+            "llama3-8b",
+            "h100",
+            {"prefix_hits": 0.5, "settings": {"enable_prefix_caching": False}},
+            "add --enable-prefix",
+        ),
+        ("llama3-8b", "h100", {"prefix_hits": 0.5, "engine": "vllm@0.4"}, "add --enable-prefix-caching"),
+        (
+            "llama3-8b",
+            "h100",
+            {"prefix_hits": 0.5, "engine": "sglang", "settings": {"disable_radix_cache": True}},
+            "leave --dis",
+        ),
+        ("llama3-8b", "h100", {"input": 4096, "output": 512, "context": 4096}, "more than the context of 4,096"),
+        ("llama3.1-70b", "4xascend-910b", {"input": 1024}, "prompts cannot be timed"),
+        ("t5-11b", "h100", {"input": 16}, "give its length with --source"),
+        ("llama3-8b", "2xh100", {"engine": "llamacpp", "tp": 2}, "use --pp 2"),
+        ("llama3-8b", "2xh100", {"engine": "llamacpp", "dp": 2}, "without --dp"),
+        ("llama3-8b", "2xh100", {"dp": 2, "ep": True}, "leave --ep out"),
+    ],
+)
+def test_what_a_deployment_cannot_do_gets_one_line(model: str, gpu: str, asked: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        plan(model, gpu, **asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_more_is_answered_than_can_be_prefilled() -> None:
+    """Answers of one token: as many requests a second as prompts, whatever their number, and as many as at a rate."""
+    found = [plan("llama3-8b", "h100", input=4096, output=1, concurrency=n).serving for n in (1, 16, 256)]
+    rates = [s.requests_per_s for s in found if s]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(rates[-2], rel=0.01)
+    most = plan("llama3-8b", "h100", input=4096, output=1, rate=100).serving
+    assert most
+    assert not most.sustained
+    assert most.highest_requests_per_s == pytest.approx(rates[-1], rel=0.01)
+    assert rates[-1] <= 1 / most.prompt_s * 1.001
+
+
+def test_stages_prefill_several_prompts_at_once() -> None:
+    most = [plan("llama3-8b", f"{n}xh100", pp=n, input=4096, output=16, rate=1000).serving for n in (1, 2, 4)]
+    rates = [s.highest_requests_per_s or 0.0 for s in most if s]
+    assert 1.5 < rates[1] / rates[0] < 2.5
+    assert 1.5 < rates[2] / rates[1] < 2.5
+
+
+def test_no_more_run_than_the_engine_is_told() -> None:
+    few = plan("llama3-8b", "h100", input=1024, output=200, concurrency=64, settings={"max_num_seqs": 16}).serving
+    all_ = plan("llama3-8b", "h100", input=1024, output=200, concurrency=64).serving
+    assert few
+    assert all_
+    assert (few.running, few.waits, all_.running) == (16, 3.0, 64)
+    assert few.ttft_s > all_.ttft_s
+
+
+def test_requests_wait_rather_than_not_fit() -> None:
+    p = plan("llama3-8b", "h100", input=2048, output=500, concurrency=400)
+    assert p.memory.fits
+    assert p.serving
+    assert p.workload.batch == p.memory.max_batch
+    assert p.workload.batch <= p.serving.running < 400
+
+
+def test_what_holds_nothing_sustains_nothing() -> None:
+    p = plan("deepseek-v3", "h100", tp=1, rate=0.01)
+    assert not p.memory.fits
+    assert p.serving
+    assert not p.serving.sustained
+
+
+def test_sequences_are_raised_for_each_rank_and_no_further_than_fits() -> None:
+    spread = plan("deepseek-v3", "8xh200", dp=8, ep=True, input=2048, output=500, concurrency=2000)
+    assert spread.deployment.sequences == 1024
+    held = plan("llama3-8b", "rtx4090", engine="trtllm", input=1000, output=1024, concurrency=4096)
+    assert held.deployment.sequences == 2048
+
+
+def test_one_request_is_prefilled_by_its_own_group() -> None:
+    alone, full = (
+        plan("deepseek-v3", "8xh200", dp=8, ep=True, input=4096, output=200, concurrency=n).serving for n in (1, 8)
+    )
+    assert alone
+    assert full
+    assert alone.prompt_s < full.prompt_s
+
+
+def test_near_the_highest_rate_requests_wait_for_room() -> None:
+    d = deploy(load_model("llama3-8b"), "h100", context=4296)
+    load = Load(4096, 200)
+    highest = serve_at_rate(d, load, 1e9)[2]
+    waits = [float(serve_at_rate(d, load, u * highest)[1].ttft_s) for u in (0.5, 0.9, 0.99, 0.998)]
+    assert waits == sorted(waits)
+    assert waits[-1] > 3 * waits[0]
+
+
+def test_workers_apart_run_no_more_than_is_asked() -> None:
+    served = plan("llama3-8b", "h100", input=2048, output=500, concurrency=4, apart="1:8").serving
+    assert served
+    assert served.running <= 4
+    wide = plan("llama3-8b", "h100", input=2048, output=500, concurrency=800, apart="8:4")
+    assert wide.memory.fits
+    assert any("prefill" in line for line in wide.launch_caveats)
 
 
 def test_nothing_asked_is_nothing_answered() -> None:

@@ -170,9 +170,8 @@ def check(frame: pd.DataFrame, name: str = "the table") -> pd.DataFrame:
     for kind in sorted(set(map(str, frame["class"]))):
         if kind not in SHAPES:
             near = difflib.get_close_matches(kind, SHAPES, n=1)
-            raise InputError(
-                f"{name} has an unknown class {kind[:40]!r}; {'did you mean ' + near[0] + '?' if near else 'see SHAPES'}"
-            )
+            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(SHAPES)}"
+            raise InputError(f"{name} has an unknown class {kind[:40]!r}; {hint}")
         _need(frame, SHAPES[kind], name, f"class {kind}")
     times = _numbers(frame, "time_s", name)
     if bad := int((~(np.isfinite(times) & (times > 0))).sum()):

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -80,6 +81,8 @@ def main() -> NoReturn:
     """Run the command. No traceback reaches a user: whatever goes wrong is one line on standard error."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for plugins costs as much as a card
     gc.disable()  # a command is over before a cycle matters; collecting while modules load costs some 5 % of it
+    sys.stdout = sys.stdout or Path(os.devnull).open()  # noqa: SIM115 - closed from the start: writing fails
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a sign shows '?'
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -117,7 +117,9 @@ def plan(
     revision: Revision = None,
     assume_decoder: AssumeDecoder = False,
     emit: Annotated[bool, typer.Option("--emit", help="Print the engine's launch command instead.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if it does not fit.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 if it does not fit, or a rate cannot be sustained.")
+    ] = False,
     json: Json = None,
     csv: Csv = None,
     md: Md = None,
@@ -167,7 +169,7 @@ def plan(
         )
 
     render([(json, lambda stream: stream.write(answer.to_json() + "\n")), (csv, write_csv), (md, write_md)], show)
-    return int(check and not answer.memory.fits)
+    return int(check and not (answer.memory.fits and (answer.serving is None or answer.serving.sustained)))
 
 
 def compare(
@@ -309,6 +311,8 @@ def explain(
     ] = "kv_bytes_per_token",
     tp: Tp = None,
     pp: Pp = None,
+    dp: Dp = None,
+    ep: Ep = False,
     weights: Weights = None,
     kv: Kv = None,
     context: Context = None,
@@ -317,6 +321,9 @@ def explain(
     output: Output = None,
     concurrency: Concurrency = None,
     rate: Rate = None,
+    prefix_hits: PrefixHits = None,
+    acceptance: Acceptance = None,
+    rounds: Rounds = None,
     engine: Engine = "vllm",
     attention: Attention = None,
     memory_fraction: Fraction = None,
@@ -332,11 +339,11 @@ def explain(
     from planner.report.tables import explanation_table
     from planner.verbs.explain import explain as run
 
-    options = _options(ctx, tp, pp, weights, kv, engine, memory_fraction, kv_memory, source)
+    options = _options(ctx, tp, pp, weights, kv, engine, memory_fraction, kv_memory, source, dp=dp, ep=ep)
     spec = _spec(model, revision, assume_decoder)
     answer = run(
         spec, gpu, quantity, batch=batch, context=context, attention=attention, input=input, output=output,
-        concurrency=concurrency, rate=rate, **options,
+        concurrency=concurrency, rate=rate, prefix_hits=prefix_hits, acceptance=acceptance, rounds=rounds, **options,
     )  # fmt: skip
 
     def show() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,12 +61,10 @@ def gpus(
 ) -> None:
     """List the GPU catalogue, or show one device; 'list' may be left out."""
     from planner.catalog import gpu_ids, load_gpu, matching
-    from planner.measured import find_gpu, is_file
+    from planner.measured import find_gpu
     from planner.report.tables import gpu_table
 
-    found = [find_gpu(name)] if name is not None and is_file(name) else matching(name, gpu_ids(), load_gpu)
-    if len(found) == 1:
-        found = [find_gpu(found[0].id)] if name in gpu_ids() else found
+    found = matching(name, gpu_ids(), load_gpu if name is None else find_gpu)
     if kernels:
         _kernels(found, json, csv, md)
         return
@@ -89,6 +89,10 @@ def new_gpu(
     from planner.bench.profile import latest, load
     from planner.measured import LATEST
 
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,79}", name):
+        raise InputError(f"{name[:40]!r} is no id; use small letters, digits, dots and hyphens, such as my-gpu")
+    if out is None and Path(f"{name}.toml").exists():
+        raise InputError(f"{name}.toml is there already; remove it, or name another file with --out")
     found = latest() if profile == LATEST else load(profile)
     text = toml(gpu_of(found, name))
     render([(out or f"{name}.toml", lambda stream: stream.write(text))], lambda: None)

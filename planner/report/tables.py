@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.axes import thinned
 from planner.columns import (
+    ASKED_COLUMNS,
     BUDGET_COLUMNS,
     CAPACITY_COLUMNS,
     COMPARE_COLUMNS,
@@ -103,14 +104,15 @@ def plan_row(plan: Plan) -> Table:
     if plan.serving is None:
         return Table("Plan", SWEEP_COLUMNS, (row,))
     served = plan.serving
+    prefill, decoding = served.workers or (None, None)
     load = {
         **_serving_row(served),
-        "input_tokens": served.input_tokens,
-        "output_tokens": served.output_tokens,
         "ttft_ideal_s": served.ideal_ttft_s,
         "tpot_ideal_s": served.ideal_tpot_s,
+        "prefill_workers": prefill,
+        "decode_workers": decoding,
     }
-    return Table("Plan", SWEEP_COLUMNS + LOAD_COLUMNS, ({**load, **row, "batch": served.concurrency},))
+    return Table("Plan", SWEEP_COLUMNS + LOAD_COLUMNS + ASKED_COLUMNS, ({**load, **row, "gpus": served.gpus},))
 
 
 def plan_tables(plan: Plan) -> list[Table]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -113,19 +114,17 @@ def show_plan(plan: Plan, out: Console) -> None:
     out.print(Text.assemble("\n", (answer, "bold green" if plan.memory.fits else "bold red"), detail, "\n"))
     out.print(_bar(plan, out.width))
     for table in remedies:
-        out.print(_table(_flags_below(table)))
+        out.print(_Grid(_flags_below(table)))
     if not plan.memory.fits and not remedies:
         out.print(Text("Nothing tried makes it fit: formats, 16 times the GPUs, a larger GPU, a shorter context.\n"))
     if any(point.max_batch != 0 for point in plan.frontier):
         out.print(_frontier(frontier, plan.workload.context))
     if plan.serving is None:
-        out.print(_table(_interval_in_one(decode), f"{plan.workload.batch:,}", tight=out.width < 100))
+        out.print(_Grid(_interval_in_one(decode), f"{plan.workload.batch:,}", tight=out.width < 100))
     else:
         out.print(*(Text(line) for line in words.serving(plan)), sep="\n", end="\n\n")
     for table in serving_tables(plan):
-        out.print(
-            _table(_served(table, out.width), f"{plan.serving.concurrency:,}" if plan.serving else "", tight=True)
-        )
+        out.print(_Grid(_served(table), f"{plan.serving.concurrency:,}" if plan.serving else "", tight=True))
     out.print(notes(words.remarks(plan)))
 
 
@@ -184,15 +183,13 @@ def _flags_below(table: Table) -> Table:
     return Table(table.title, tuple(c for c in table.columns if c.name != "engine_option"), tuple(rows))
 
 
-def _served(table: Table, width: int) -> Table:
-    """What requests see, with each interval in one column; at smaller widths without what can be derived."""
+def _served(table: Table) -> Table:
+    """What requests see, with each interval in one column."""
     shown = [
         ("concurrency", "Requests"), ("ttft_s", "TTFT"), ("ttft", "Interval"), ("tpot_s", "TPOT"),
         ("tpot", "Interval"), ("requests_per_s", "Req/s"), ("tokens_per_s_per_user", "Tok/s each"),
         ("tokens_per_s_per_gpu", "Tok/s a GPU"),
     ]  # fmt: skip
-    if width < 90:
-        shown = [pair for pair in shown if pair[0] != "tokens_per_s_per_user"]
     by_name = {column.name: column for column in table.columns}
     columns = [replace(by_name[name], label=label) if name in by_name else Column(name, label) for name, label in shown]
     rows = tuple(
@@ -216,21 +213,59 @@ def _interval_in_one(table: Table) -> Table:
     return Table(table.title, tuple(kept), tuple(rows))
 
 
-def _table(table: Table, highlight: str = "", tight: bool = False, top: bool = False) -> RenderableType:
-    """A table, no number of which is ever cut; ``tight`` breaks headings so that many columns fit."""
-    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, header_style="", show_edge=False, collapse_padding=tight)
-    for column in table.columns:
-        numeric = bool(column.unit) or column.name in _INTERVALS
-        grid.add_column(
-            column.label.replace(" ", "\n", 1) if tight else column.label,
-            justify="right" if numeric else "left",
-            overflow="fold",
-            no_wrap=numeric or column.name in _WHOLE,
-            vertical="top" if top else "bottom",
-        )
-    for cells in table.shown():
-        grid.add_row(*cells, style="bold" if highlight and cells[0] == highlight else None)
-    return Group(Text(table.title, style="bold"), grid, Text(""))
+@dataclass(frozen=True)
+class _Grid:
+    """A table, no number of which is ever cut; ``tight`` breaks headings so that many columns fit.
+
+    Where the screen is narrower than words and numbers need, the last columns are left out; CSV and JSON have them.
+    """
+
+    table: Table
+    highlight: str = ""
+    tight: bool = False
+    top: bool = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = self.table.shown()
+        columns = self.table.columns[: self._fitting(cells, options.max_width)]
+        grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, header_style="", show_edge=False, collapse_padding=self.tight)
+        for column in columns:
+            grid.add_column(
+                self._label(column),
+                justify="right" if _is_number(column) else "left",
+                overflow="fold",
+                no_wrap=_is_whole(column),
+                vertical="top" if self.top else "bottom",
+            )
+        for row in cells:
+            style = "bold" if self.highlight and row[0] == self.highlight else None
+            grid.add_row(*row[: len(columns)], style=style)
+        yield Text(self.table.title, style="bold")
+        yield grid
+        yield Text("")
+
+    def _label(self, column: Column) -> str:
+        return column.label.replace(" ", "\n", 1) if self.tight else column.label
+
+    def _fitting(self, cells: Sequence[Sequence[str]], width: int) -> int:
+        """How many columns fit: whole cells of those that are never broken, words of the others; two at least."""
+        gap, used = 2 if self.tight else 3, 0
+        for at, column in enumerate(self.table.columns):
+            parts = [part for row in cells for part in (row[at].split("\n") if _is_whole(column) else row[at].split())]
+            heading = self._label(column).split() if self.tight else [column.label]
+            used += max(map(cell_len, (*parts, *heading)), default=0) + gap * (at > 0)
+            if used > width and at >= 2:
+                return at
+        return len(self.table.columns)
+
+
+def _is_number(column: Column) -> bool:
+    return bool(column.unit) or column.name in _INTERVALS
+
+
+def _is_whole(column: Column) -> bool:
+    """Whether cells of a column are never broken."""
+    return _is_number(column) or column.name in _WHOLE
 
 
 def notes(lines: Iterable[str]) -> RenderableType:
@@ -249,7 +284,7 @@ def show_tables(head: Sequence[str], tables: Iterable[Table], lines: Iterable[st
         out.print(Text(line, style=style))
     out.print()
     for table in tables:
-        out.print(_table(table, tight=True, top=True))
+        out.print(_Grid(table, tight=True, top=True))
     out.print(notes(lines))
 
 
@@ -265,7 +300,7 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
     own, *others = table.rows
     rows: list[Record] = [{**own, "variant": f"{own['variant']} as published"}]
     rows += [row for row in others if {**row, "attention": "published"} != own]
-    out.print(_table(Table(table.title, kept, tuple(rows)), tight=True))
+    out.print(_Grid(Table(table.title, kept, tuple(rows)), tight=True))
     out.print(notes(comparison.notes))
 
 
@@ -279,7 +314,7 @@ def show_roofline(answer: Roofline, out: Console) -> None:
     least = {"read_bytes": 112, "of_roof": 100, "bar": 80, "teraflops": 80}
     hidden = {name for name, width in least.items() if out.width < width}
     for table in roofline_tables(answer, 8 if out.width >= 100 else 6 if out.width >= 80 else 4):
-        out.print(_table(_with_bars(table, hidden), tight=True))
+        out.print(_Grid(_with_bars(table, hidden), tight=True))
     out.print(notes(answer.notes))
 
 
@@ -330,7 +365,7 @@ def show_catalogue(table: Table, out: Console) -> None:
     if out.width < 100:
         hidden |= {"link_bytes_per_s", "fp8_flop_per_s", "layers"}
     columns = tuple(c for c in table.columns if c.name not in hidden)
-    out.print(_table(Table(table.title, columns, table.rows), tight=True, top=True))
+    out.print(_Grid(Table(table.title, columns, table.rows), tight=True, top=True))
 
 
 def show_sweep(table: Sweep, out: Console, rows: int = 20) -> None:
@@ -362,7 +397,7 @@ def show_sweep(table: Sweep, out: Console, rows: int = 20) -> None:
         )
     columns = tuple(c for c in table.columns if c.name in names)
     title = "1 row" if len(table) == 1 else f"{len(table):,} rows"
-    out.print(_table(Table(title, columns, tuple(table.head(rows))), tight=True))
+    out.print(_Grid(Table(title, columns, tuple(table.head(rows))), tight=True))
     if len(table) > rows:
         out.print(notes([f"The first {rows} of {len(table):,} rows; --csv FILE writes them all, with every column."]))
 
@@ -419,7 +454,7 @@ def show_kernels(table: Table, lines: Iterable[str], out: Console) -> None:
         held = tuple(row for row in rows if (row["degree"] == 1) == alone)
         if held:
             kept = tuple(column for column in columns if column.name in shown)
-            out.print(_table(Table(title, kept, held), tight=True, top=True))
+            out.print(_Grid(Table(title, kept, held), tight=True, top=True))
     out.print(notes(lines))
 
 
@@ -437,7 +472,7 @@ def _card(table: Table, aliases: Iterable[str], lines: Iterable[str]) -> Rendera
 def show_engine(engine: Engine, out: Console) -> None:
     """One engine: its settings, and where its figures come from."""
     table = knob_table(engine)
-    out.print(_table(Table(table.title, table.columns[1:], table.rows), top=True))
+    out.print(_Grid(Table(table.title, table.columns[1:], table.rows), top=True))
     out.print(notes(filter(None, [engine.note, *map(str, engine.source)])))
 
 
@@ -452,7 +487,7 @@ def show_log(report: LogReport, out: Console) -> None:
         {**row, **{name: _amount(row[name], row["unit"]) for name in ("printed", "predicted")}} for row in table.rows
     ]
     if rows:
-        out.print(_table(Table(table.title, table.columns, tuple(rows))))
+        out.print(_Grid(Table(table.title, table.columns, tuple(rows))))
     else:
         out.print(Text("The log prints none of the figures that can be predicted from what is known; see the notes.\n"))
     out.print(notes([*report.explanations, *report.notes]))
@@ -471,7 +506,7 @@ def show_capacity(checks: tuple[LogCheck, ...], out: Console) -> None:
     summary = capacity_summary(checks)
     for figure in dict.fromkeys(row["figure"] for row in summary.rows):
         held = tuple(row for row in summary.rows if row["figure"] == figure)
-        out.print(_table(Table(f"Error of {figure}", summary.columns[1:], held)))
+        out.print(_Grid(Table(f"Error of {figure}", summary.columns[1:], held)))
     for of, beyond, what in (("token_bytes", 0.005, "bytes a token"), ("tokens", 0.12, "tokens")):
         found = capacity_table(misses(checks, of, beyond))
         names = {"id", "engine", "version", "model", "gpu", f"{of}_error", "note"}
@@ -479,7 +514,7 @@ def show_capacity(checks: tuple[LogCheck, ...], out: Console) -> None:
         rows = tuple({**row, "note": row["note"][:120]} for row in found.rows)
         if rows:
             title = f"{len(rows)} logs with {what} off by more than {100 * beyond:g} %"
-            out.print(_table(Table(title, columns, rows), tight=True, top=True))
+            out.print(_Grid(Table(title, columns, rows), tight=True, top=True))
     more = "--csv FILE writes each with its source; validation/README.md says what was held against what"
     out.print(notes([f"{len(checks)} logs; {more}."]))
 
@@ -493,7 +528,7 @@ def show_times(checks: tuple[TimeCheck, ...], out: Console) -> None:
     columns = tuple(c for c in summary.columns if c.name not in hidden)
     for by in dict.fromkeys(row["by"] for row in summary.rows):
         held = tuple(row for row in summary.rows if row["by"] == by)
-        out.print(_table(Table(f"Error of times, by {by}", columns, held), tight=True))
+        out.print(_Grid(Table(f"Error of times, by {by}", columns, held), tight=True))
     names = {"id", "gpu", "phase", "batch", "measured_s", "expected_s", "error"}
     names |= {"model", "tensor_parallel"} if out.width >= 100 else set()
     _show_times("The largest misses of each source", misses(checks, 3), names, out)
@@ -512,12 +547,12 @@ def show_runs(checks: tuple[ServingCheck, ...], out: Console) -> None:
     columns = tuple(c for c in summary.columns if c.name not in hidden)
     for by in dict.fromkeys(row["by"] for row in summary.rows):
         held = tuple(row for row in summary.rows if row["by"] == by)
-        out.print(_table(Table(f"Error of serving, by {by}", columns, held), tight=True))
+        out.print(_Grid(Table(f"Error of serving, by {by}", columns, held), tight=True))
     worst = runs_table(misses(checks, 3))
     names = {"model", "gpu", "engine", "concurrency", "measured_tpot_s", "tpot_s", "tpot_error"}
     names |= {"input_tokens", "output_tokens"} if out.width >= 100 else set()
     columns = tuple(c for c in worst.columns if c.name in names)
-    out.print(_table(Table("The largest misses of each engine", columns, worst.rows), tight=True, top=True))
+    out.print(_Grid(Table("The largest misses of each engine", columns, worst.rows), tight=True, top=True))
     failed = sum(bool(check.reason) for check in checks)
     more = "--csv FILE writes each with its source; validation/README.md has the errors of runs left out of the fit"
     out.print(notes([f"{len(checks)} runs, {len(checks) - failed} of them predicted; {more}."]))
@@ -529,4 +564,4 @@ def _show_times(title: str, checks: tuple[TimeCheck, ...], names: set[str], out:
     columns = tuple(c for c in found.columns if c.name in names)
     rows = [{**row, "note": row["reason"] or row["note"][max(0, row["note"].find("SUSPECT")) :]} for row in found.rows]
     if rows:
-        out.print(_table(Table(title, columns, tuple(rows)), tight=True, top=True))
+        out.print(_Grid(Table(title, columns, tuple(rows)), tight=True, top=True))

@@ -135,8 +135,10 @@ def serving(plan: Plan) -> Iterator[str]:
     served = plan.serving
     if served is None:
         return
-    ask, rate = f"{served.input_tokens:,} tokens in and {served.output_tokens:,} out", served.asked_requests_per_s
-    if rate is not None and not served.sustained:
+    ask, rate = asked_of(plan), served.asked_requests_per_s
+    if served.room is None and not plan.memory.fits:
+        yield "None of these requests fits. What it would be like with room for them:"
+    if rate is not None and not served.sustained and plan.memory.fits:
         yield (
             f"{rate:g} requests/s of {ask} CANNOT BE SUSTAINED: the most is {served.highest_requests_per_s:.3g}/s. "
             "At that rate:"
@@ -152,7 +154,7 @@ def serving(plan: Plan) -> Iterator[str]:
     for name, value, (low, high), ideal in (
         ("first token", served.ttft_s, served.ttft_interval_s, served.ideal_ttft_s),
         ("each further token", served.tpot_s, served.tpot_interval_s, served.ideal_tpot_s),
-    ):
+    )[: served.output_tokens]:  # an answer of one token has no further ones
         short = "TTFT" if name == "first token" else "TPOT"
         yield f"  {short} {format_seconds(value)} ({interval((low, high))}; ideal {format_seconds(ideal)}): {name}"
     yield (
@@ -162,8 +164,37 @@ def serving(plan: Plan) -> Iterator[str]:
     if served.workers:
         prefill, decode = (f"{n} worker{'s' * (n > 1)}" for n in served.workers)
         yield f"  {prefill} for prefill and {decode} for decode, {served.gpus:,} GPUs in all"
-    elif served.running < served.concurrency - 0.5:
-        yield f"  {served.running:,} of them run at once; the cache holds no more, and the others wait."
+    elif served.running <= served.concurrency - 1:
+        told = served.running >= plan.deployment.sequences * plan.deployment.data_parallel > 0
+        why = (
+            "the others wait"
+            if rate is not None
+            else "the engine is set to run no more"
+            if told
+            else "the cache holds no more"
+        )
+        yield f"  {served.running:,} of them run at once{half_grown(plan)}; {why}{', and the others wait' * (rate is None)}."
+
+
+def asked_of(plan: Plan) -> str:
+    """What requests ask for: lengths, and what of a prompt is cached and of an answer drafted."""
+    served = plan.serving
+    assert served is not None
+    source = plan.workload.source
+    prompt = f"a source of {source:,}" if source else f"{served.input_tokens:,} tokens in"
+    hits = f" ({served.prefix_hits:.0%} of them cached)" if served.prefix_hits else ""
+    drafts = f", {served.tokens_per_step:.3g} a step by drafting" if served.drafted else ""
+    return f"{prompt}{hits} and {served.output_tokens:,} out{drafts}"
+
+
+def half_grown(plan: Plan) -> str:
+    """That more run than would fit with their whole answers, where they do."""
+    most = plan.memory.max_batch
+    return (
+        ""
+        if plan.serving is None or most is None or plan.serving.running <= most
+        else ", their answers half done on average"
+    )
 
 
 def remarks(plan: Plan) -> Iterator[str]:

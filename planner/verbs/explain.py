@@ -20,6 +20,7 @@ from planner.settle import deploy
 from planner.substitutions import Case
 from planner.units import format_bytes, format_count, format_seconds
 from planner.verbs.plan import Options, check_batch, plan
+from planner.verbs.traffic import read_ask, set_up_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ def explain(
     model: str | Path | ModelSpec, gpu: str | Path | GpuSpec, quantity: str, *, batch: int | str | None = None,
     context: int | str | None = None, attention: str | None = None, input: int | str | None = None,
     output: int | str | None = None, concurrency: int | str | None = None, rate: float | str | None = None,
+    prefix_hits: float | str | None = None, acceptance: float | str | None = None, rounds: float | str | None = None,
     **options: Unpack[Options],
 ) -> Explanation:  # fmt: skip
     """Explain one figure of a plan.
@@ -63,7 +65,7 @@ def explain(
     ----------
     quantity
         One of `quantities`, such as ``kv_bytes_per_token`` or ``decode.step_s`` (the part before the point may be left out).
-    model, gpu, batch, context, attention, input, output, concurrency, rate, **options
+    model, gpu, batch, context, attention, input, output, concurrency, rate, prefix_hits, acceptance, rounds, **options
         As in `plan`.
 
     Raises
@@ -78,16 +80,21 @@ def explain(
     section, _, name = str(quantity).strip().lower().rpartition(".")
     if name not in QUANTITIES or section not in ("", "model", "gpu", "memory", "decode", "prefill", "serving"):
         raise unknown_name("quantity", str(quantity), QUANTITIES, "'kvplan explain --help' lists them all")
+    name = "loaded_ttft_s" if (section, name) == ("serving", "ttft_s") else name
     spec = load_model(model)
     spec = spec.with_attention(attention) if attention is not None else spec
     entry = QUANTITIES[name]
     if entry.of_requests and concurrency is rate is None:
         concurrency = 1 if batch is None else batch
-    asked: dict[str, Any] = {"input": input, "output": output, "concurrency": concurrency, "rate": rate}
+    asked: dict[str, Any] = {
+        "input": input, "output": output, "concurrency": concurrency, "rate": rate, "prefix_hits": prefix_hits,
+        "acceptance": acceptance, "rounds": rounds,
+    }  # fmt: skip
     answer = plan(spec, gpu, batch=batch, context=context, **asked, **options)
     sequences, tokens = answer.workload.batch, answer.workload.context
-    limit = check_batch(batch or concurrency or 1)
-    case = Case(deploy(spec, gpu, context=tokens, batch=limit, **options), answer, sequences, tokens)
+    d = deploy(spec, gpu, context=tokens, batch=check_batch(batch or 1), **options)
+    ask = read_ask(None if context is None else tokens, encoder=bool(spec.encoder), **asked)
+    case = Case(set_up_for(d, ask) if ask else d, answer, sequences, tokens)
     result = entry.result(answer)
     return Explanation(
         quantity=name, meaning=entry.meaning, formula=entry.formula, substituted=entry.substitute(case), result=result,

@@ -33,6 +33,7 @@ from planner.result import (
     Plan,
     PoolFacts,
     PrefillPlan,
+    ServingPlan,
     StepParts,
     Workload,
 )
@@ -41,7 +42,7 @@ from planner.serving import first_token
 from planner.settle import MAX_BATCH, deploy, parse_gpu
 from planner.tensors import Role
 from planner.units import format_count, format_gib, format_tokens, parse_tokens
-from planner.verbs.traffic import plan_requests, read_ask
+from planner.verbs.traffic import Ask, plan_requests, read_ask, set_up_for
 
 DEFAULT_CONTEXT = 8192
 
@@ -113,14 +114,16 @@ def plan(
         spec = spec.with_attention(attention)
     ask = read_ask(
         None if context is None else check_context(spec, context), input=input, output=output, concurrency=concurrency,
-        rate=rate, prefix_hits=prefix_hits, acceptance=acceptance, rounds=rounds, apart=apart,
+        rate=rate, prefix_hits=prefix_hits, acceptance=acceptance, rounds=rounds, apart=apart, encoder=bool(spec.encoder),
     )  # fmt: skip
     tokens = check_context(spec, ask.tokens if ask and context is None else context)
-    sequences = check_batch(batch if batch is not None else (ask and ask.concurrency) or 1)
+    sequences = 1 if batch is None else check_batch(batch)
     deployment = deploy(spec, gpu, context=tokens, batch=sequences, **options)
-    serving = plan_requests(deployment, ask) if ask else None
-    if serving and batch is None:
-        sequences = max(1, serving.running)
+    serving = None
+    if ask:
+        deployment = set_up_for(deployment, ask)
+        serving = plan_requests(deployment, ask)
+        sequences = sequences if batch is not None else _held_whole(deployment, serving, tokens)
     decodes, crossing = _decode(deployment, sequences, tokens)
     memory = _memory(deployment, sequences, tokens)
     return Plan(
@@ -136,10 +139,17 @@ def plan(
         serving=serving,
         frontier=tuple(_frontier(deployment, tokens)),
         launch=_launch(deployment, model, sequences, tokens),
-        launch_caveats=tuple(caveats(deployment)),
+        launch_caveats=tuple(_caveats(deployment, ask)),
         remedies=() if memory.fits else tuple(remedies(deployment, sequences, tokens)),
-        notes=tuple(_notes(deployment, model, gpu)),
+        notes=tuple(_notes(deployment, model, gpu, ask)),
     )
+
+
+def _held_whole(d: Deployment, serving: ServingPlan, context: int) -> int:
+    """Of the requests that run on one replica those that fit with their whole answers, at least one."""
+    replicas = serving.workers[1] if serving.workers else 1
+    running = -(-serving.running // replicas)
+    return max(1, min(running, d.max_batch(context)))
 
 
 def check_context(model: ModelSpec, context: int | str | None) -> int:
@@ -150,7 +160,7 @@ def check_context(model: ModelSpec, context: int | str | None) -> int:
     if tokens > model.context_limit:
         raise InputError(
             f"context {tokens:,} is above the limit of {model.id}, {model.context_limit:,} tokens; "
-            f"use --context {format_tokens(model.context_limit).replace(',', '')} or less"
+            f"use --context {format_tokens(model.context_limit).replace(',', '')} or less, or shorter requests"
         )
     return tokens
 
@@ -314,7 +324,18 @@ def _launch(d: Deployment, asked: object, batch: int, context: int) -> str | Non
     return launch_command(d, batch, context, loaded)
 
 
-def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> Iterator[str]:
+def _caveats(d: Deployment, ask: Ask | None) -> Iterator[str]:
+    """What the launch command takes for granted, or leaves out."""
+    yield from caveats(d)
+    if ask and ask.workers:
+        prefill, decode = ask.workers
+        yield (
+            f"This starts one replica. {prefill} for prefill and {decode} for decode need the engine's settings for prefill "
+            "and decode apart, and what moves caches between them."
+        )
+
+
+def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec, ask: Ask | None) -> Iterator[str]:
     """What a reader should know beside the numbers."""
     gpu, model, eff = d.gpu, d.model, d.efficiency
     if isinstance(model_asked, str) and _is_alias(model_asked, model):
@@ -363,9 +384,11 @@ def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec) -> I
         f"Expected times are {eff.origin}, {eff.whose}: {eff.shares.memory:.0%} of bandwidth, "
         f"{eff.shares.compute:.0%} of peak. The interval, {low:.3g} to {high:.3g} times, {eff.told}."
     )
-    if model.drafter:
+    if model.drafter and not d.drafts:
         held = format_count(model.drafter.parameters)
         yield f"The checkpoint also holds {held} parameters of {model.drafter.name}, which plain decoding does not load."
+    if d.drafts and ask and not ask.load.acceptance:
+        yield "No drafted token is taken to be accepted; --acceptance says which share is."
     if model.note:
         yield model.note
 

@@ -198,6 +198,9 @@ def sweep(
     found: list[Deployment] = []
     contexts: list[IntArray] = []
     skipped: list[str] = []
+    if ask is not None:
+        skipped += [f"{m.id}: an encoder reads its prompts, which --input is not of" for m in specs if m.encoder]
+        specs = [m for m in specs if not m.encoder]
     for model, gpu, tp_, pp_, weights_, kv_ in itertools.product(specs, devices, *degrees, *formats):
         tokens = _contexts(model, wanted, skipped)
         if not tokens.size:
@@ -277,6 +280,7 @@ def _served(d: Deployment, load: Load) -> Chunk:
     low, high = d.efficiency.interval
     first_low, first_high = d.efficiency.first_interval
     return {
+        "concurrency": np.asarray(load.concurrency).astype(np.int64),
         "input_tokens": np.asarray(load.input_tokens),
         "output_tokens": np.asarray(load.output_tokens),
         "running": np.floor(found.running).astype(np.int64),

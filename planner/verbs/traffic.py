@@ -11,8 +11,9 @@ import numpy as np
 from planner.deployment import Deployment
 from planner.errors import InputError
 from planner.result import ServingPlan, ServingPoint
-from planner.serving import Load, Serving, room, serve, serve_apart, serve_at_rate, tokens_per_step
+from planner.serving import Load, Serving, fits, room, serve, serve_apart, serve_at_rate, tokens_per_step
 from planner.settle import MAX_BATCH, MAX_GPUS
+from planner.tensors import Role
 from planner.units import parse_fraction, parse_tokens
 
 INPUT_TOKENS, OUTPUT_TOKENS = 1024, 1024
@@ -57,6 +58,7 @@ def read_ask(
     context: int | None, *, input: int | str | None = None, output: int | str | None = None,
     concurrency: int | str | None = None, rate: float | str | None = None, prefix_hits: float | str | None = None,
     acceptance: float | str | None = None, rounds: float | str | None = None, apart: str | None = None,
+    encoder: bool = False,
 ) -> Ask | None:  # fmt: skip
     """Read what is asked of a deployment; ``None`` if nothing is.
 
@@ -77,6 +79,8 @@ def read_ask(
         benchmarks; ``"inf"`` for the steady state.
     apart
         Workers of prefill and of decode, ``"2:1"``, each a replica of the deployment.
+    encoder
+        Whether an encoder reads the prompts, as long as the deployment's source; a decoder then starts from one token.
 
     Raises
     ------
@@ -89,20 +93,31 @@ def read_ask(
         raise InputError("--concurrency and --rate both say how much is asked; give one of the two")
     if apart is not None and rate is not None:
         raise InputError("workers apart are planned at a --concurrency; leave --rate out")
+    if rounds is not None and rate is not None:
+        raise InputError("at a --rate requests come at random for ever; leave --rounds out")
     short = OUTPUT_TOKENS if context is None else min(OUTPUT_TOKENS, max(1, context // 2))
     answer = short if output is None else parse_tokens(output, "output length")
-    if input is not None:
+    if encoder:
+        if input is not None:
+            raise InputError("an encoder reads the prompt of this model; give its length with --source, not --input")
+        prompt = 1
+    elif input is not None:
         prompt = parse_tokens(input, "input length")
     else:
         prompt = INPUT_TOKENS if context is None else context - answer
         if prompt < 1:
             raise InputError(f"an answer of {answer:,} tokens leaves none of the context of {context:,}; give --input")
+    if context is not None and prompt + answer > context:
+        raise InputError(
+            f"{prompt:,} tokens in and {answer:,} out are {prompt + answer:,}, more than the context of {context:,}; leave "
+            "--context out, or give less"
+        )
     return Ask(
         Load(
             prompt, answer,
-            cached_share=0.0 if prefix_hits is None else _share(prefix_hits, "prefix hits"),
-            acceptance=0.0 if acceptance is None else _share(acceptance, "acceptance"),
-            rounds=ROUNDS if rounds is None else _number(rounds, "rounds", math.inf),
+            cached_share=0.0 if prefix_hits is None else parse_fraction(prefix_hits, "prefix hits", zero=True),
+            acceptance=0.0 if acceptance is None else parse_fraction(acceptance, "acceptance", zero=True),
+            rounds=ROUNDS if rounds is None else _number(rounds, "rounds", math.inf, least=1.0),
         ),
         None if concurrency is None else parse_tokens(concurrency, "concurrency", MAX_BATCH),
         None if rate is None else _number(str(rate).removesuffix("/s"), "rate", MAX_RATE),
@@ -110,23 +125,16 @@ def read_ask(
     )  # fmt: skip
 
 
-def _share(value: float | str, what: str) -> float:
-    """A share from 0 up to, but not including, 1."""
-    if str(value).strip().rstrip("%") in ("0", "0.0"):
-        return 0.0
-    share = parse_fraction(value, what)
-    if share >= 1.0:
-        raise InputError(f"{what} of {share:g} leaves nothing to do; give less than 1")
-    return share
-
-
-def _number(value: float | str, what: str, most: float) -> float:
+def _number(value: float | str, what: str, most: float, least: float = 0.0) -> float:
+    """A number above 0, or from ``least`` on where that is more, up to ``most``."""
+    wanted = f"from {least:g} on" if least else "above 0"
     try:
-        found = float(value)
-    except ValueError:
-        raise InputError(f"cannot read {what} {str(value)[:40]!r}; give a number above 0, such as 2.5") from None
-    if not 0.0 < found <= most:
-        raise InputError(f"{what} must be above 0, not {str(value)[:40]}")
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"cannot read {what} {str(value)[:40]!r}; give a number {wanted}, such as 2.5") from None
+    if not least <= found <= most or found == 0.0:
+        end = "" if most == math.inf else f" and at most {most:g}"
+        raise InputError(f"{what} must be {wanted}{end}, not {str(value)[:40]}")
     return found
 
 
@@ -135,6 +143,33 @@ def _workers(text: str) -> tuple[int, int]:
     if not colon:
         raise InputError(f"cannot read {str(text)[:40]!r}; give workers of prefill and of decode, such as 2:1")
     return parse_tokens(prefill, "prefill workers", MAX_GPUS), parse_tokens(decode, "decode workers", MAX_GPUS)
+
+
+def set_up_for(d: Deployment, ask: Ask) -> Deployment:
+    """The deployment, set up for as many of the requests at once as fit, after what is asked was held against it.
+
+    Raises
+    ------
+    InputError
+        If it cannot do what is asked: draft, keep prefixes, or be timed at all.
+    """
+    load, option = ask.load, {k.sets.removeprefix("!"): k for k in d.engine.knobs}
+    if load.acceptance and not d.setup.draft_tokens:
+        knob = option.get("draft_tokens")
+        add = f"add --{knob.name.replace('_', '-')} N, or " if knob and d.model.drafter else ""
+        raise InputError(f"--acceptance is of drafted tokens, and {d.model.id} is to draft none; {add}leave it out")
+    if load.cached_share and "prefix_caching" in option and not d.setup.prefix_caching:
+        knob = option["prefix_caching"]
+        how = f"leave {knob.flag} out" if knob.sets.startswith("!") else f"add {knob.flag}"
+        raise InputError(f"--prefix-hits is of a prefix cache, and {d.engine.label} has it off; {how}")
+    if d.gpu.compute_rate(d.precision.weights[Role.FFN].compute) is None:
+        raise InputError(
+            f"no compute rate of {d.gpu.id} is known, so prompts cannot be timed; leave --input, --output and the like out"
+        )
+    if ask.concurrency is None or not fits(d, load):
+        return d
+    workers = ask.workers[1] if ask.workers else 1
+    return d.for_sequences(int(min(-(-ask.concurrency // workers), room(d, load))))
 
 
 def plan_requests(d: Deployment, ask: Ask) -> ServingPlan:
@@ -158,11 +193,12 @@ def _answer(d: Deployment, ask: Ask, at: float, found: Serving, highest: float |
         input_tokens=load.input_tokens,
         output_tokens=load.output_tokens,
         prefix_hits=load.cached_share,
+        drafted=d.setup.draft_tokens,
         tokens_per_step=tokens_per_step(d.setup.draft_tokens, load.acceptance),
         rounds=None if steady or load.rounds == math.inf else load.rounds,
         asked_requests_per_s=ask.requests_per_s,
         highest_requests_per_s=highest,
-        sustained=highest is None or (ask.requests_per_s or 0.0) < highest,
+        sustained=fits(d, load) and (highest is None or (ask.requests_per_s or 0.0) < highest),
         room=None if held == math.inf else int(held),
         workers=ask.workers,
         gpus=gpus,
@@ -174,6 +210,7 @@ def _answer(d: Deployment, ask: Ask, at: float, found: Serving, highest: float |
         others=float(np.max(found.others)),
         ahead=float(np.max(found.ahead)),
         waits=float(np.max(found.waits)),
+        queue_s=float(np.max(found.queue_s)),
         by_concurrency=() if ask.workers else _ladder(d, ask, at),
     )
 
