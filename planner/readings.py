@@ -181,6 +181,9 @@ def read(
     )  # fmt: skip
     reading = reading.changed(engine=_version(reading, notes))
     reading = reading.changed(log=_whole_cache(reading, notes))
+    asked = (log.kv_cache_dtype or "auto")[:40]
+    if asked.lower() not in ("auto", "none", "") and kv is None and cache_format(asked) is None:
+        notes.append(f"The log prints a cache in {asked!r}, which is not known; --kv says which format it is.")
     if log.draft_model and not spec.drafter:
         notes.append(f"A draft model, {log.draft_model[:60]}, is loaded beside it; its memory is not planned.")
     return reading.changed(notes=tuple(notes))

@@ -109,6 +109,13 @@ def test_a_device_becomes_an_entry_of_ones_own(profile: Profile, folder: Path) -
     found = run("gpt2", "--gpu", "my-cpu.toml", "--engine", "none", cwd=folder)
     assert "Expected times are measured" in found.stdout
     assert run("gpus", "new", "my cpu", "--from", "p.json", cwd=folder).returncode == 2
+    assert "is no id" in run("gpus", "new", "", "--from", "p.json", cwd=folder).stderr
+    assert "is there already" in run("gpus", "new", "my-cpu", "--from", "p.json", cwd=folder).stderr
+    (folder / "data" / "profiles").mkdir(parents=True)
+    (folder / "data" / "profiles" / "lab-cpu.json").write_bytes((folder / "p.json").read_bytes())
+    listed = run("gpus", "lab-cpu", cwd=folder, KVPLAN_DATA=str(folder / "data"))
+    assert profile.facts.name.split()[0] in listed.stdout
+    assert "unknown GPU" in run("gpus", "lab-gpu", cwd=folder, KVPLAN_DATA=str(folder / "data")).stderr
 
 
 def test_two_runs_say_how_far_they_are_apart_and_the_profile_is_kept(tmp_path: Path) -> None:

@@ -342,6 +342,12 @@ def test_windows_and_collectives_have_rows_of_their_own() -> None:
         (lambda f: f.assign(time_s=-1.0), "400 times that are not positive"),
         (lambda f: f.assign(time_s="fast"), "not a number"),
         (lambda f: f.assign(time_s=f.time_s * 1e12), "give seconds"),
+        (
+            lambda f: f.assign(time_s=f.time_s / 1e3),
+            "times faster than h100-sxm can multiply in bf16; give time_s in seconds",
+        ),
+        (lambda f: f.assign(m=1e308), "m of class gemm is 1e+308 in some row"),
+        (lambda f: f.assign(**{"class": "xx"}), "use one of gemm"),
         (lambda f: f.assign(m=0), "m of class gemm is missing or not positive"),
         (lambda f: f.assign(format="bf17"), "unknown"),
         (lambda f: f.assign(format="nvfp4", runs_in="fp4"), "no known peak in fp4"),

@@ -142,6 +142,12 @@ def test_padding_is_told() -> None:
     assert "A layer of padding is in the printed memory" in said(check(HYBRID))
 
 
+def test_a_format_of_the_cache_that_is_not_known_is_said() -> None:
+    strange = check(V0.replace("kv_cache_dtype=auto", "kv_cache_dtype=zzz"))
+    assert any("'zzz'" in note for note in strange.notes)
+    assert not any("--kv says" in note for note in check(V0).notes)
+
+
 def test_a_cache_of_the_context_that_was_asked_for_is_not_predicted_from_a_budget() -> None:
     report = check(LLAMACPP)
     assert [figure.name for figure in report.figures] == [

@@ -295,10 +295,12 @@ def test_an_unknown_key_is_named_before_what_is_missing(tmp_path: Path) -> None:
     assert "attention.0.kv_head: unknown key; did you mean kv_heads?" in done.stderr
 
 
-@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize("width", [60, 72, 80, 100, 140])
 @pytest.mark.parametrize(
     "words",
     [
+        ("llama3-70b", "--gpu", "8xh100", "--input", "2k", "--output", "500", "--concurrency", "100000"),
+        ("llama3-70b", "--gpu", "1xh100"),
         ("compare", "t5-xxl", "--gpu", "a100"),
         ("compare", "gemma3-27b", "--gpu", "h100", "-a", "mha,gqa:2,mqa,mla"),
         ("sweep", "llama4-maverick,llama3-8b", "--gpu", "8xrtx-pro-6000-server", "--batch", "1:3"),
@@ -312,6 +314,29 @@ def test_nothing_is_cut_at_any_width(words: tuple[str, ...], width: int) -> None
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= width
     assert "…" not in done.stdout
+
+
+@pytest.mark.parametrize("width", [60, 72, 80])
+def test_numbers_are_whole_on_narrow_screens(width: int) -> None:
+    words = ("llama3-70b", "--gpu", "8xh100", "--input", "2k", "--output", "500", "--concurrency", "100000")
+
+    def cells(text: str) -> set[str]:
+        rows = text[text.index("\n────") :].splitlines()[2:]
+        return {cell.strip() for row in rows[: rows.index("")] for cell in row.split("  ") if cell.strip()}
+
+    narrow, wide = (cells(run(*words, width=n).stdout) for n in (width, 120))
+    assert len(narrow) > 15
+    assert narrow <= wide
+
+
+def test_a_closed_standard_output_is_said() -> None:
+    done = subprocess.run(
+        f"exec {sys.executable} -m planner llama3-8b --gpu h100 >&-",
+        shell=True, cwd=ROOT, text=True, stderr=subprocess.PIPE, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        2, "kvplan: cannot write standard output: not writable; send it elsewhere\n",
+    )  # fmt: skip
 
 
 def test_validate_prints_all_or_one() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from planner.calibrate.fit import errors, fit_kernel, fit_link, halves
 from planner.calibrate.model import Kernel, KernelFile, KernelRow, Link, LinkRow, Machine, Work, law, sent_bytes
-from planner.calibrate.shapes import Tile, work
+from planner.calibrate.shapes import PLAIN, Tile, work
 from planner.calibrate.table import Timings
 from planner.errors import InputError
 from planner.gpu import GpuSpec
@@ -31,6 +31,8 @@ ENOUGH = 24
 """Timings of which half can be fitted to."""
 _FEW = 10
 """Fewer long calls than this say nothing of them."""
+_OVER = 1.5
+"""How far beyond the peak times may seem to be: clocks may be raised, and datasheets round."""
 _LONG_S = 50e-6
 """Calls longer than this carry a step's time, and are told apart."""
 
@@ -137,7 +139,14 @@ def calibrate(
 
 
 def kernel_row(group: Sample, *, also: Sequence[str] = (), note: str = "", other: Sample | None = None) -> KernelRow:
-    """Fit half of a group and judge on the other half, or fit all of it and judge on ``other``."""
+    """Fit half of a group and judge on the other half, or fit all of it and judge on ``other``.
+
+    Raises
+    ------
+    InputError
+        If most of its times are faster than the device's peak.
+    """
+    _check_possible(group)
     fitted, held = _split(group, other)
     used = fitted.take(_thin(len(fitted.timings.seconds)))
     t = used.timings
@@ -155,6 +164,18 @@ def kernel_row(group: Sample, *, also: Sequence[str] = (), note: str = "", other
         "long_error": errors(predicted[long], measured[long]).mean if long.sum() >= _FEW else None,
     }  # fmt: skip
     return KernelRow.model_validate(fields)
+
+
+def _check_possible(group: Sample) -> None:
+    """Refuse times most of which no device of this peak could reach, such as those in another unit."""
+    t = group.timings
+    ideal_s = np.asarray(group.work(PLAIN, False).flops) / np.asarray(group.machine.peak)
+    over = float(np.median(ideal_s / t.seconds))
+    if over > _OVER:
+        raise InputError(
+            f"times of {t.kind} in {t.form} are {over:,.3g} times faster than {t.device} can multiply in {t.runs_in}; give "
+            "time_s in seconds, and what it computes in as runs_in"
+        )
 
 
 def link_row(group: Sample, degree: int, *, note: str = "") -> LinkRow:

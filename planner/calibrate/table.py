@@ -88,6 +88,8 @@ DEFAULTS: dict[str, float] = {
 _TEXT = ("device", "class", "format", "runs_in", "engine", "kernel")
 _KEYS = ("device", "class", "format")
 """Text that every row has."""
+_MOST = 1e13
+"""Larger than any shape."""
 _ALL = 2.0**50
 """A window that nothing reaches."""
 
@@ -238,4 +240,8 @@ def _shapes(rows: pd.DataFrame, kind: str, name: str) -> dict[str, Vector]:
     for column in SHAPES[kind]:
         if not bool(np.all((shapes[column] > 0) & np.isfinite(shapes[column]))):
             raise InputError(f"{name}: {column} of class {kind} is missing or not positive in some row; put it right")
+        if column != "window" and float(shapes[column].max()) > _MOST:
+            raise InputError(
+                f"{name}: {column} of class {kind} is {shapes[column].max():.3g} in some row; put it right"
+            )
     return shapes
