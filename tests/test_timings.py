@@ -35,6 +35,7 @@ def test_the_command_finds_the_law_that_made_the_timings(mine: Path, tmp_path: P
     done = run("calibrate", str(mine), "--gpu", "h100", "--out", str(target))
     assert done.returncode == 0, done.stderr
     (kernel,) = read_kernels(target).kernel
+    assert "Kernels of h100-sxm, measured" in run("gpus", str(target), "--kernels").stdout
     assert kernel.memory == pytest.approx(0.8, rel=0.02)
     assert kernel.compute == pytest.approx(0.7, rel=0.02)
     assert kernel.launch_s == pytest.approx(3e-6, rel=0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,10 +21,10 @@ from planner.cli.options import (
     complete_models,
 )
 from planner.cli.output import render, table_outputs
-from planner.errors import InputError
+from planner.errors import CardError, InputError
 
 if TYPE_CHECKING:
-    from planner.gpu import GpuSpec
+    from planner.calibrate.model import KernelFile
 
 
 def models(
@@ -64,10 +65,10 @@ def gpus(
     from planner.measured import find_gpu
     from planner.report.tables import gpu_table
 
-    found = matching(name, gpu_ids(), load_gpu if name is None else find_gpu)
     if kernels:
-        _kernels(found, json, csv, md)
+        _kernels(name, json, csv, md)
         return
+    found = matching(name, gpu_ids(), load_gpu if name is None else find_gpu)
 
     def show() -> None:
         from planner.report.terminal import console, show_catalogue, show_gpu
@@ -98,17 +99,13 @@ def new_gpu(
     render([(out or f"{name}.toml", lambda stream: stream.write(text))], lambda: None)
 
 
-def _kernels(found: list[GpuSpec], json: str | None, csv: str | None, md: str | None) -> None:
-    """The kernels of one GPU, or of its architecture."""
+def _kernels(name: str | None, json: str | None, csv: str | None, md: str | None) -> None:
+    """The kernels of one GPU, or of its architecture, or of a file that 'kvplan calibrate' wrote."""
     from planner.report.tables import kernel_table
-    from planner.verbs.calibrate import fits, kernels_of
+    from planner.verbs.calibrate import fits
 
-    if len(found) != 1:
-        raise InputError(
-            f"{len(found)} GPUs have the name; --kernels shows those of one: kvplan gpus h100-sxm --kernels"
-        )
-    file = kernels_of(found[0])
-    whose = found[0].name if file.device else f"{file.architecture} devices, for {found[0].name}"
+    file, device = _kernel_file(name)
+    whose = device if file.device else f"{file.architecture} devices, for {device}"
     table = kernel_table(fits(file), f"Kernels of {whose}, {file.origin}")
 
     def show() -> None:
@@ -117,6 +114,25 @@ def _kernels(found: list[GpuSpec], json: str | None, csv: str | None, md: str | 
         show_kernels(table, map(str, file.source), console())
 
     render(table_outputs(table, json, csv, md), show)
+
+
+def _kernel_file(name: str | None) -> tuple[KernelFile, str]:
+    """Kernels by the name of a device or of a file, and the device's name."""
+    from planner.calibrate.model import read_kernels
+    from planner.catalog import gpu_ids, load_gpu, matching
+    from planner.measured import find_gpu
+    from planner.verbs.calibrate import kernels_of
+
+    if name is not None and name.lower().endswith(".toml"):
+        with contextlib.suppress(CardError):  # it may be a catalogue entry instead
+            file = read_kernels(Path(name))
+            return file, file.device
+    found = matching(name, gpu_ids(), load_gpu if name is None else find_gpu)
+    if len(found) != 1:
+        raise InputError(
+            f"{len(found)} GPUs have the name; --kernels shows those of one: kvplan gpus h100-sxm --kernels"
+        )
+    return kernels_of(found[0]), found[0].name
 
 
 def engines(
