@@ -249,6 +249,8 @@ def _work(d: Deployment, load: Load, running: Numbers) -> _Work:
     before = load.input_tokens - load.new_tokens
     groups = np.clip(running, 1.0, d.sharding.dp)  # all that have requests at once: they share the experts
     prompt = prefill_operators(d, load.new_tokens, groups if d.sharding.dp > 1 else 1, before)
+    if d.model.encoder:  # no step reads its weights
+        return _Work(step, prompt, prompt)
     added = [(_beside(ops, steps), n) for (ops, n), (steps, _) in zip(prompt, step, strict=True)]
     return _Work(step, prompt, added)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner import InputError, explain, load_gpu, load_model, plan, sweep
+from planner.catalog import model_ids
 from planner.deployment import Deployment
 from planner.efficiency import efficiency_of, load_law
 from planner.report import words
@@ -365,6 +366,15 @@ def test_requests_wait_rather_than_not_fit() -> None:
     assert p.serving
     assert p.workload.batch == p.memory.max_batch
     assert p.workload.batch <= p.serving.running < 400
+
+
+@pytest.mark.parametrize("model", model_ids())
+def test_every_model_can_be_asked_for(model: str) -> None:
+    served = plan(model, "8xh200", output=64, concurrency=8).serving
+    assert served
+    assert 0 < served.ideal_ttft_s <= served.ttft_s < np.inf
+    assert 0 < served.ideal_tpot_s <= served.tpot_s < np.inf
+    assert served.added_s <= served.prompt_s * 1.0001
 
 
 def test_what_holds_nothing_sustains_nothing() -> None:

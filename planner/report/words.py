@@ -150,7 +150,7 @@ def serving(plan: Plan) -> Iterator[str]:
         )
     else:
         run = f", in a run of {served.rounds:g} for each" if served.rounds else ""
-        yield f"{served.concurrency:,} requests at once of {ask}{run}:"
+        yield f"{served.concurrency:,} request{'s' * (served.concurrency != 1)} at once of {ask}{run}:"
     for name, value, (low, high), ideal in (
         ("first token", served.ttft_s, served.ttft_interval_s, served.ideal_ttft_s),
         ("each further token", served.tpot_s, served.tpot_interval_s, served.ideal_tpot_s),

@@ -93,7 +93,7 @@ def explain(
     answer = plan(spec, gpu, batch=batch, context=context, **asked, **options)
     sequences, tokens = answer.workload.batch, answer.workload.context
     d = deploy(spec, gpu, context=tokens, batch=check_batch(batch or 1), **options)
-    ask = read_ask(None if context is None else tokens, encoder=bool(spec.encoder), **asked)
+    ask = read_ask(None if context is None else tokens, encoder=bool(spec.encoder), limit=spec.context_limit, **asked)
     case = Case(set_up_for(d, ask) if ask else d, answer, sequences, tokens)
     result = entry.result(answer)
     return Explanation(

@@ -115,6 +115,7 @@ def plan(
     ask = read_ask(
         None if context is None else check_context(spec, context), input=input, output=output, concurrency=concurrency,
         rate=rate, prefix_hits=prefix_hits, acceptance=acceptance, rounds=rounds, apart=apart, encoder=bool(spec.encoder),
+        limit=spec.context_limit,
     )  # fmt: skip
     tokens = check_context(spec, ask.tokens if ask and context is None else context)
     sequences = 1 if batch is None else check_batch(batch)

@@ -14,7 +14,7 @@ from planner.result import ServingPlan, ServingPoint
 from planner.serving import Load, Serving, fits, room, serve, serve_apart, serve_at_rate, tokens_per_step
 from planner.settle import MAX_BATCH, MAX_GPUS
 from planner.tensors import Role
-from planner.units import parse_fraction, parse_tokens
+from planner.units import MAX_TOKENS, parse_fraction, parse_tokens
 
 INPUT_TOKENS, OUTPUT_TOKENS = 1024, 1024
 ROUNDS = 10.0
@@ -58,7 +58,7 @@ def read_ask(
     context: int | None, *, input: int | str | None = None, output: int | str | None = None,
     concurrency: int | str | None = None, rate: float | str | None = None, prefix_hits: float | str | None = None,
     acceptance: float | str | None = None, rounds: float | str | None = None, apart: str | None = None,
-    encoder: bool = False,
+    encoder: bool = False, limit: int | None = None,
 ) -> Ask | None:  # fmt: skip
     """Read what is asked of a deployment; ``None`` if nothing is.
 
@@ -79,6 +79,8 @@ def read_ask(
         benchmarks; ``"inf"`` for the steady state.
     apart
         Workers of prefill and of decode, ``"2:1"``, each a replica of the deployment.
+    limit
+        The longest sequence that there may be, where it is known.
     encoder
         Whether an encoder reads the prompts, as long as the deployment's source; a decoder then starts from one token.
 
@@ -95,18 +97,7 @@ def read_ask(
         raise InputError("workers apart are planned at a --concurrency; leave --rate out")
     if rounds is not None and rate is not None:
         raise InputError("at a --rate requests come at random for ever; leave --rounds out")
-    short = OUTPUT_TOKENS if context is None else min(OUTPUT_TOKENS, max(1, context // 2))
-    answer = short if output is None else parse_tokens(output, "output length")
-    if encoder:
-        if input is not None:
-            raise InputError("an encoder reads the prompt of this model; give its length with --source, not --input")
-        prompt = 1
-    elif input is not None:
-        prompt = parse_tokens(input, "input length")
-    else:
-        prompt = INPUT_TOKENS if context is None else context - answer
-        if prompt < 1:
-            raise InputError(f"an answer of {answer:,} tokens leaves none of the context of {context:,}; give --input")
+    prompt, answer = _lengths(context or limit, context is not None, input, output, encoder)
     if context is not None and prompt + answer > context:
         raise InputError(
             f"{prompt:,} tokens in and {answer:,} out are {prompt + answer:,}, more than the context of {context:,}; leave "
@@ -123,6 +114,27 @@ def read_ask(
         None if rate is None else _number(str(rate).removesuffix("/s"), "rate", MAX_RATE),
         None if apart is None else _workers(apart),
     )  # fmt: skip
+
+
+def _lengths(
+    longest: int | None, filled: bool, input: int | str | None, output: int | str | None, encoder: bool
+) -> tuple[int, int]:
+    """Tokens of a prompt and of an answer: those given, and otherwise the usual ones as far as the longest sequence has room.
+
+    ``filled``: the prompt is what the answer leaves of it.
+    """
+    most = MAX_TOKENS if longest is None else longest
+    given = None if input is None else parse_tokens(input, "input length")
+    if encoder and given is not None:
+        raise InputError("an encoder reads the prompt of this model; give its length with --source, not --input")
+    answer = (
+        min(OUTPUT_TOKENS, most // 2, most - (given or 0)) if output is None else parse_tokens(output, "output length")
+    )
+    answer = max(1, answer)
+    if filled and given is None and not encoder and most <= answer:
+        raise InputError(f"an answer of {answer:,} tokens leaves none of the context of {most:,}; give --input")
+    usual = most - answer if filled else min(INPUT_TOKENS, most - answer)
+    return given or (1 if encoder else max(1, usual)), answer
 
 
 def _number(value: float | str, what: str, most: float, least: float = 0.0) -> float:
