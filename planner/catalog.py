@@ -161,7 +161,7 @@ def _find_alias(folder: Path, wanted: str) -> str | None:
         if wanted in normalise(text) and wanted in map(normalise, _toml(text, card).get("aliases", [])):
             found.append(card)
     if len(found) > 1:
-        raise CardError(f"{' and '.join(found)} have the same alias; remove it from one of them")
+        raise CardError(f"{' and '.join(found)} have the same alias, {wanted[:60]}; remove it from one of these files")
     return found[0] if found else None
 
 

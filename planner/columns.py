@@ -75,7 +75,7 @@ class Column:
             case "number":
                 return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
             case "rate":
-                return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+                return f"{value:#,.3g}".rstrip(".") if value < 100 else f"{value:,.0f}"
             case "%":
                 return (
                     f"{value:+.1%}"

@@ -119,10 +119,14 @@ class Deployment:
         """Weights on one GPU of each stage, with what the engine holds beyond the checkpoint [B]."""
         formats = self.precision.weights
         return tuple(
-            weight_bytes(s.all_tensors(), formats, self.sharding) - self._towers(s)
-            + copied_bytes(s, formats, self.sharding, self.setup)
-            for s in self.stages
+            weight_bytes(s.all_tensors(), formats, self.sharding) - self._towers(s) + added
+            for s, added in zip(self.stages, self.stage_added_bytes, strict=True)
         )  # fmt: skip
+
+    @cached_property
+    def stage_added_bytes(self) -> tuple[int, ...]:
+        """Copies and padding of weights that the engine makes on one GPU of each stage [B]."""
+        return tuple(copied_bytes(s, self.precision.weights, self.sharding, self.setup) for s in self.stages)
 
     def _towers(self, stage: Stage) -> int:
         """Towers that the engine is told to leave out [B]."""

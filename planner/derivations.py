@@ -210,11 +210,11 @@ QUANTITIES: dict[str, Quantity] = {
         lambda c: sub.intensity(c), lambda p: p.decode.arithmetic_intensity, _time_sources,
     ),
     "prompt_s": Quantity(
-        "Expected time to prefill one prompt of the planned context on idle devices.", "s", _STEP,
+        "Expected time to prefill one prompt, of the planned context or of --input, on idle devices.", "s", _STEP,
         lambda c: sub.prompt(c, c.d.efficiency.prompt), lambda p: p.prefill.prompt_s, _expected_sources,
     ),
     "ttft_s": Quantity(
-        "Expected time to the first token of one prompt of the planned context on idle devices.", "s",
+        "Expected time to the first token of one prompt, of the planned context or of --input, on idle devices.", "s",
         "prompt_s + first_s + first_kernel_s * kernels of the prompt + step of one sequence", sub.ttft,
         lambda p: p.prefill.ttft_s, _expected_sources,
     ),
@@ -234,7 +234,7 @@ QUANTITIES: dict[str, Quantity] = {
         sub.requests, lambda p: p.serving.requests_per_s if p.serving else None, _serving_sources, of_requests=True,
     ),
     "ideal_s": Quantity(
-        "The limit of prefilling one prompt of the planned context.", "s",
+        "The limit of prefilling one prompt, of the planned context or of --input.", "s",
         "sum over operators of max(bytes / bandwidth, flops / peak), or the time on the link where that is longer",
         lambda c: sub.prompt(c, IDEAL), lambda p: p.prefill.ideal_s, _time_sources,
     ),

@@ -214,7 +214,7 @@ def _measured(usage: Usage, gpu: GpuSpec, law: Law, setup: Setup, engine: str, e
     prompt_s, first_s = (max(usage.launch_s, s * served) for s in (law.prompt_kernel_s, law.first_kernel_s))
     interval = first = usage.interval
     loops = f"{usage.held_out} decode loops that were timed" if usage.held_out else "a guess"
-    told = f"held at least 80 % of {loops}" if usage.held_out else "is a guess"
+    told = f"is an 80% interval of {loops}" if usage.held_out else "is a guess"
     if served:
         step, prompts = (law.bounds(figure, experts, engine, gpu.id in law.seen) for figure in ("tpot", "ttft"))
         interval, first = _around(interval, step), _around(first, prompts)
@@ -261,7 +261,7 @@ def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool)
         prompt=replace(shares, link=law.prompt_link, launch_s=law.prompt_kernel_s),
         first_kernel_s=law.first_kernel_s, in_step=law.in_step, interval=interval, first_interval=first,
         apart_interval=law.wider("tpot apart", interval), apart_first_interval=law.wider("ttft apart", first),
-        told=f"held 77 to 79 % of measured times that the fit did not see{which}",
+        told=f"covers 77 to 79% of held-out measurements{which}",
         basis=law.basis, source=law.source,
     )  # fmt: skip
 
@@ -277,7 +277,7 @@ def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bo
     fitted, first = (law.bounds(figure, experts, engine, False) for figure in ("tpot", "ttft"))
     interval = _around(row.interval, fitted) if served else row.interval
     first = _around(interval, first)
-    held = f"held {row.coverage:.0%} of {row.held_out} measured steps{row.caveat}" if row.held_out else "is a guess"
+    held = f"covers {row.coverage:.0%} of {row.held_out} measured steps{row.caveat}" if row.held_out else "is a guess"
     return Efficiency(
         name=row.name, origin="generic", whose=f"for {row.name} devices", shares=shares,
         prompt=replace(shares, launch_s=law.prompt_kernel_s),

@@ -113,6 +113,8 @@ class GpuMemory(Result):
     ----------
     held_back_bytes
         What the engine leaves of the usable memory; lines that are held there (``outside``) are among the others.
+    added_bytes
+        Copies and padding that the engine makes, among ``weight_bytes``.
     outside
         Lines that lie in what the engine leaves, rather than in its share.
     pools
@@ -123,6 +125,7 @@ class GpuMemory(Result):
     usable_bytes: int
     held_back_bytes: int
     weight_bytes: int
+    added_bytes: int
     drafter_bytes: int
     other_bytes: int
     activation_bytes: int

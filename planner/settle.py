@@ -139,6 +139,9 @@ def deploy(
     if profile.splits_layers:
         tp = 1
     defaults = profile.setup(situation(spec, 1, model, given, context), given)
+    most = given.get("sequences", MAX_BATCH) * (1 if defaults.sequences_are_all else dp)
+    if batch > most:
+        raise InputError(f"a batch of {batch:,} is more than the {most:,} sequences the engine is set to run at once")
     first = Deployment(
         model=model,
         gpu=spec,
@@ -172,6 +175,16 @@ def deploy(
         heads = " and ".join(map(str, model.query_heads))
         notes += (f"{tp * pp} GPUs do not divide the {heads} query heads: TP {tp} and {pp} pipeline stages instead.",)
     return replace(_cut(first, tp, pp), notes=notes)
+
+
+def told_tokens(engine: str, settings: Mapping[str, Any] | None) -> int | None:
+    """The longest sequence that an engine's own settings ask for [tokens]; ``None`` if they do not say."""
+    profile = load_engine(engine)
+    for name, value in (settings or {}).items():
+        knob = profile.find_knob(str(name))
+        if knob.sets == "max_tokens":
+            return int(knob.read(value))
+    return None
 
 
 def _check_degrees(engine: Engine, tp: int | None, dp: int, ep: bool) -> None:

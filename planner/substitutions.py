@@ -292,8 +292,13 @@ def step(c: Case, shares: Shares) -> str:
 def ttft(c: Case) -> str:
     if c.p.prefill.ttft_s is None:
         return "None"
-    one = replace(c, batch=1)
-    return f"{c.p.prefill.prompt_s!r} + {_first(c, prefill_operators(c.d, c.context))} + {step(one, c.d.efficiency.shares)}"
+    one = replace(c, batch=1, context=_prompt_tokens(c))
+    first = _first(c, prefill_operators(c.d, one.context))
+    return f"{c.p.prefill.prompt_s!r} + {first} + {step(one, c.d.efficiency.shares)}"
+
+
+def _prompt_tokens(c: Case) -> int:
+    return c.p.serving.input_tokens if c.p.serving else c.context
 
 
 def _first(c: Case, prompt: Stages) -> str:
@@ -333,7 +338,7 @@ def requests(c: Case) -> str:
 def prompt(c: Case, shares: Shares) -> str:
     if c.p.prefill.prompt_s is None:
         return "None"
-    stages = prefill_operators(c.d, c.context)
+    stages = prefill_operators(c.d, _prompt_tokens(c))
     return _sum([_times(n, f"({_stage_step(ops, c.d.gpu, shares)})") for ops, n in stages])
 
 

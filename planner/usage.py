@@ -24,7 +24,7 @@ class Usage(Row):
     launch_s
         Time that every call costs at least [s].
     interval
-        Factors on the expected time of a decode step between which 80 % of the decode loop's times lay.
+        Factors on the expected time of a decode step between which, with 80 %, the next decode loop's time lies.
     points, held_out
         Timings fitted to, and decode loops that the interval is of.
     date, software, file

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from planner.report.tables import times_summary, times_table
@@ -23,6 +26,39 @@ CEILINGS = {
     "tensorrt-llm": (0.110, 0.151),
     "llama.cpp": (0.240, 0.320),
 }
+
+
+NAMES = {
+    "shazeer2019": "Shazeer 2019, TPU v2",
+    "ainslie2023": "Ainslie et al. 2023, TPU v4",
+    "pope2022": "Pope et al. 2022, TPU v4",
+    "gpt-fast": "gpt-fast, A100",
+    "fastertransformer": "FasterTransformer, A100",
+    "tensorrt-llm": "TensorRT-LLM, A100 to H200, L40S",
+    "llama.cpp": "llama.cpp, 21 devices",
+    "prefill": "*prefill*",
+    "decode": "*decode*",
+    "total": "*both*",
+}
+"""Groups as the page beside the table calls them."""
+BY_SOURCE = {row.group: row for row in summary(CHECKS) if row.by in ("source", "phase")}
+PAGE = Path(__file__).parent.parent / "validation" / "README.md"
+
+
+def page_rows() -> list[str]:
+    """Rows of the page's table, from what is predicted now."""
+    found = []
+    for group, name in NAMES.items():
+        e = BY_SOURCE[group]
+        shares = [f"{v:.1%}" for v in (e.ideal_median, e.ideal_mean, e.median, e.mean)]
+        cells = [name, str(e.count), *shares, f"{e.bias_error:+.1%}", f"{e.inside:.1%}"]
+        found.append("| " + " | ".join(cells).replace("%", " %") + " |")
+    return [re.sub(r"-(?=\d+\.\d %)", "−", row) for row in found]
+
+
+def test_the_page_has_these_errors() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert not [row for row in page_rows() if row not in page]
 
 
 @pytest.mark.parametrize("source", CEILINGS)
@@ -108,3 +144,7 @@ def test_misses_come_largest_first_and_so_many_of_each_source() -> None:
 def test_tables_hold_every_time_and_every_group() -> None:
     assert len(times_table(CHECKS).rows) == len(CHECKS)
     assert {row["by"] for row in times_summary(CHECKS).rows} == {"source", "phase", "engine", "device"}
+
+
+if __name__ == "__main__":
+    print("\n".join(page_rows()))

@@ -52,9 +52,30 @@ def usage(measured: Sequence[Measured], peaks: Peaks, main: str) -> Usage | None
     ratios = _ratios(measured, gpu, row, captured) or _ratios(measured, gpu, row, "decode loop")
     if not ratios:
         return row
-    low = float(np.quantile(ratios, 0.1, method="lower"))
-    high = float(np.quantile(ratios, 0.9, method="higher"))
-    return row.model_copy(update={"interval": (min(low, 1.0), max(high, 1.0)), "held_out": len(ratios)})
+    return row.model_copy(update={"interval": interval(ratios), "held_out": len(ratios)})
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """Where the next of these ratios lies with 80 %, were their logarithms normal; 1 is in it.
+
+    Student's t with as many degrees of freedom as there are ratios less one (Hahn and Meeker 1991, Statistical Intervals,
+    section 4.8). One ratio says nothing of how far others lie apart.
+
+    >>> low, high = interval([1.0, 1.1, 1.0, 1.1])
+    >>> round(low, 2), round(high, 2)
+    (0.95, 1.15)
+    """
+    logs = np.log(ratios)
+    if len(logs) < 2:
+        return min(0.7, float(ratios[0])), max(1.5, float(ratios[0]))
+    t = _T80[min(len(logs) - 1, len(_T80)) - 1]
+    reach = t * float(np.std(logs, ddof=1)) * math.sqrt(1.0 + 1.0 / len(logs))
+    middle = float(np.mean(logs))
+    return min(1.0, math.exp(max(-2.0, middle - reach))), max(1.0, math.exp(min(2.0, middle + reach)))
+
+
+_T80 = (3.078, 1.886, 1.638, 1.533, 1.476, 1.440, 1.415, 1.397, 1.383, 1.372)
+"""Student's t that 80 % lie within, by degrees of freedom (Student 1908, Biometrika 6(1))."""
 
 
 def _plain(measured: Iterable[Measured], kind: str) -> list[tuple[Measured, Part]]:

@@ -136,7 +136,7 @@ Weights = Annotated[
 Kv = Annotated[
     str | None,
     typer.Option(
-        help="KV-cache format, or keys:values such as q8_0:q4_0; by default bf16.",
+        help="KV-cache format, or keys:values such as q8_0:q4_0; by default the engine's auto.",
         autocompletion=_complete(_kv_formats),
         rich_help_panel=_FORMAT,
     ),

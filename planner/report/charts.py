@@ -90,7 +90,7 @@ def _subtitle(answer: Roofline) -> list[str]:
     error = (
         "in brackets, where 80 % of measurements are meant to lie"
         if answer.phase == "decode"
-        else "the error of prefill is unknown"
+        else "a plan gives the interval of first tokens"
     )
     return [
         f"Operators of a {facts} · {answer.deployment.engine_label}",

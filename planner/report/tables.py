@@ -38,7 +38,7 @@ from planner.precision import find_kv
 from planner.report.words import interval
 from planner.result import DecodePlan, Plan, ServingPoint
 from planner.stage import stages_of
-from planner.units import format_gib, format_seconds
+from planner.units import GIB, format_gib, format_seconds
 
 if TYPE_CHECKING:
     from planner.engine import Engine
@@ -154,7 +154,7 @@ def budget_parts(plan: Plan) -> list[Record]:
     )
     step = f"a pass of {engine.step_tokens:,} tokens"
     parts = [
-        ("weights", one.weight_bytes, rank),
+        ("weights", one.weight_bytes, "; ".join(filter(None, (rank, _added(one.added_bytes))))),
         ("drafter", one.drafter_bytes, "weights of the draft layers"),
         ("KV cache", one.kv_bytes, f"this batch, of a pool of {format_gib(one.kv_pool_bytes)}"),
         ("free for KV", free, ""),
@@ -163,12 +163,17 @@ def budget_parts(plan: Plan) -> list[Record]:
         ("other", one.other_bytes, "driver context, communication buffers"),
     ]
     rest = max(0, plan.gpu.usable_bytes + memory.missing_bytes_per_gpu - sum(size for _, size, _ in parts))
-    share = f"{1 - engine.memory_fraction:.0%} of memory that the engine leaves" if engine.memory_fraction < 1 else ""
+    share = f"outside the engine's share of {engine.memory_fraction:.3g}" if engine.memory_fraction < 1 else ""
     return [
         {"part": name, "bytes": size, "remark": _outside(remark, name in one.outside and size > 0)}
         for name, size, remark in [*parts, ("held back", rest, share)]
         if size or name not in ("drafter", "graphs")
     ]
+
+
+def _added(nbytes: int) -> str:
+    """What the engine holds of weights beyond the checkpoint, where it is worth a word."""
+    return f"{format_gib(nbytes)} of them copies and padding of the engine" if nbytes >= GIB // 2 else ""
 
 
 def _outside(remark: str, outside: bool) -> str:
@@ -332,7 +337,8 @@ def knob_table(engine: Engine) -> Table:
         if isinstance(default, bool):
             default = "on" if default != knob.sets.startswith("!") else "off"
         shown = "" if default is None or default == "" else f"{default:,}" if isinstance(default, int) else str(default)
-        flag = knob.flag or f"{knob.file_key} (file)"
+        own = "--" + knob.name.replace("_", "-")
+        flag = own if knob.kind == "json" else knob.flag.rpartition(" ")[2] or f"{knob.file_key} (file)"
         rows.append({"setting": knob.name, "flag": flag, "default": shown, "meaning": knob.meaning_in_words})
     return Table(f"{engine.name} {engine.version}", KNOB_COLUMNS, tuple(rows))
 

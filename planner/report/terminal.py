@@ -58,7 +58,7 @@ MIN_WIDTH, MAX_WIDTH = 60, 120
 _BAR = {
     "weights": ("█", "blue"),
     "KV cache": ("▓", "green"),
-    "drafter": ("▉", "cyan"),
+    "drafter": ("▤", "cyan"),
     "activations": ("▒", "yellow"),
     "graphs": ("▞", "red"),
     "other": ("▚", "magenta"),
@@ -114,7 +114,7 @@ def show_plan(plan: Plan, out: Console) -> None:
     out.print(Text.assemble("\n", (answer, "bold green" if plan.memory.fits else "bold red"), detail, "\n"))
     out.print(_bar(plan, out.width))
     for table in remedies:
-        out.print(_Grid(_flags_below(table)))
+        out.print(_Grid(_flags_below(table), top=True))
     if not plan.memory.fits and not remedies:
         out.print(Text("Nothing tried makes it fit: formats, 16 times the GPUs, a larger GPU, a shorter context.\n"))
     if any(point.max_batch != 0 for point in plan.frontier):
@@ -180,7 +180,8 @@ def _flags_below(table: Table) -> Table:
     for row in table.rows:
         option, flags = row["option"], row["engine_option"]
         rows.append({**row, "option": f"{option}\n{flags}" if flags and flags not in option else option})
-    return Table(table.title, tuple(c for c in table.columns if c.name != "engine_option"), tuple(rows))
+    kept = [replace(c, label="Option, below it the engine's") if c.name == "option" else c for c in table.columns]
+    return Table(table.title, tuple(c for c in kept if c.name != "engine_option"), tuple(rows))
 
 
 def _served(table: Table) -> Table:
@@ -349,7 +350,8 @@ def show_explanation(explanation: Explanation, out: Console) -> None:
     grid.add_column(style="bright_black", no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row("formula", explanation.formula)
-    grid.add_row("numbers", explanation.substituted)
+    numbers, room = explanation.substituted, out.width - len("formula") - 2
+    grid.add_row("numbers", f"({numbers})" if len(numbers) > room else numbers)  # so that several lines can be pasted
     exact = explanation.shown if explanation.result is None else f"{explanation.result:,} {explanation.unit}"
     shown = exact if exact == explanation.shown else f"{explanation.shown}  ({exact})"
     grid.add_row("result", Text(shown, style="bold"))

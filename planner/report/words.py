@@ -101,8 +101,15 @@ def pool(plan: Plan) -> Iterator[str]:
     if reserved != ideal:
         yield (
             f"A sequence of {plan.workload.context:,} tokens: {format_bytes(ideal)} ideal (what the model needs), "
-            f"{format_bytes(reserved)} reserved (what the engine sets aside)"
+            f"{format_bytes(reserved)} reserved (what the engine sets aside{_on_ranks(plan)})"
         )
+
+
+def _on_ranks(plan: Plan) -> str:
+    """That what is set aside is the sum over ranks that each keep a copy."""
+    ranks, memory = plan.deployment.tensor_parallel, plan.memory
+    copied = memory.kv_reserved_bytes_per_sequence > 1.5 * memory.kv_bytes_per_sequence
+    return f", over {ranks} ranks" if ranks > 1 and copied else ""
 
 
 def _dealt_out(one: PoolFacts) -> str:
@@ -149,8 +156,8 @@ def serving(plan: Plan) -> Iterator[str]:
             f"{served.concurrency:.3g} in the system:"
         )
     else:
-        run = f", in a run of {served.rounds:g} for each" if served.rounds else ""
-        yield f"{served.concurrency:,} request{'s' * (served.concurrency != 1)} at once of {ask}{run}:"
+        run = f", {served.rounds * served.concurrency:,.0f} in the run" if served.rounds else ""
+        yield f"{served.concurrency:,} request{'s' * (served.concurrency != 1)} in flight of {ask}{run}:"
     for name, value, (low, high), ideal in (
         ("first token", served.ttft_s, served.ttft_interval_s, served.ideal_ttft_s),
         ("each further token", served.tpot_s, served.tpot_interval_s, served.ideal_tpot_s),

@@ -39,7 +39,7 @@ from planner.result import (
 )
 from planner.roofline import BOUNDS
 from planner.serving import first_token
-from planner.settle import MAX_BATCH, deploy, parse_gpu
+from planner.settle import MAX_BATCH, deploy, parse_gpu, told_tokens
 from planner.tensors import Role
 from planner.units import format_count, format_gib, format_tokens, parse_tokens
 from planner.verbs.traffic import Ask, plan_requests, read_ask, set_up_for
@@ -117,6 +117,12 @@ def plan(
         rate=rate, prefix_hits=prefix_hits, acceptance=acceptance, rounds=rounds, apart=apart, encoder=bool(spec.encoder),
         limit=spec.context_limit,
     )  # fmt: skip
+    if (
+        ask is None
+        and context is None
+        and (told := told_tokens(options.get("engine", "vllm"), options.get("settings")))
+    ):
+        context = min(told, check_context(spec, None))
     tokens = check_context(spec, ask.tokens if ask and context is None else context)
     sequences = 1 if batch is None else check_batch(batch)
     deployment = deploy(spec, gpu, context=tokens, batch=sequences, **options)
@@ -136,7 +142,7 @@ def plan(
         decode=next(d for d in decodes if d.batch == sequences),
         decode_by_batch=decodes,
         crossover=crossing,
-        prefill=_prefill(deployment, tokens),
+        prefill=_prefill(deployment, ask.load.input_tokens if ask else tokens),
         serving=serving,
         frontier=tuple(_frontier(deployment, tokens)),
         launch=_launch(deployment, model, sequences, tokens),
@@ -242,7 +248,8 @@ def _gpu_memory(d: Deployment, stage: int, used: int) -> GpuMemory:
     )  # fmt: skip
     return GpuMemory(
         stage=stage, usable_bytes=budget.usable, held_back_bytes=budget.left,
-        weight_bytes=budget.weights, drafter_bytes=budget.drafter, other_bytes=budget.other,
+        weight_bytes=budget.weights, added_bytes=d.stage_added_bytes[stage], drafter_bytes=budget.drafter,
+        other_bytes=budget.other,
         activation_bytes=budget.activations, graph_bytes=budget.graphs, kv_bytes=used,
         kv_pool_bytes=max(0, budget.pool), outside=tuple(n for n in LINES if n not in budget.before + budget.inside),
         pools=pools,
@@ -342,7 +349,7 @@ def _notes(d: Deployment, model_asked: object, asked: str | Path | GpuSpec, ask:
     if isinstance(model_asked, str) and _is_alias(model_asked, model):
         yield f"{model_asked} has the shape of {model.name} ({model.id})."
     name = parse_gpu(asked)[1] if isinstance(asked, str) else gpu.id
-    if normalise(name) != normalise(gpu.id):
+    if normalise(name) != normalise(gpu.id) and not gpu.note.startswith(f"{name} means this"):
         yield f"{name} is {gpu.name} ({gpu.id})."
     if gpu.note:
         yield gpu.note

@@ -119,7 +119,7 @@ def read_ask(
 def _lengths(
     longest: int | None, filled: bool, input: int | str | None, output: int | str | None, encoder: bool
 ) -> tuple[int, int]:
-    """Tokens of a prompt and of an answer: those given, and otherwise the usual ones as far as the longest sequence has room.
+    """Tokens of a prompt and of an answer: those given, and otherwise usual ones as far as the longest sequence has room.
 
     ``filled``: the prompt is what the answer leaves of it.
     """
