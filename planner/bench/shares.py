@@ -63,7 +63,7 @@ def interval(ratios: Sequence[float]) -> tuple[float, float]:
 
     >>> low, high = interval([1.0, 1.1, 1.0, 1.1])
     >>> round(low, 2), round(high, 2)
-    (0.95, 1.15)
+    (0.95, 1.16)
     """
     logs = np.log(ratios)
     if len(logs) < 2:
