@@ -91,6 +91,8 @@ class Deployment:
     @cached_property
     def lifted_from(self) -> int | None:
         """The engine's default of sequences at once, where it is too small for the planned batch."""
+        if self.batch <= self.sharding.dp:
+            return None
         default = replace(self, batch=1).defaults(self.given).sequences
         return default if default != self.setup.sequences else None
 

@@ -148,7 +148,7 @@ def serving(plan: Plan) -> Iterator[str]:
     if rate is not None and not served.sustained and plan.memory.fits:
         yield (
             f"{rate:g} requests/s of {ask} CANNOT BE SUSTAINED: the most is {served.highest_requests_per_s:.3g}/s. "
-            "At that rate:"
+            "Just below that:"
         )
     elif rate is not None:
         yield (
