@@ -39,6 +39,8 @@ class Architecture(Row):
         Measurements behind the row; 0 for the default, which is a spread over architectures.
     held_out, coverage
         Decode measurements that the fit did not use, and the share of them that the interval held; 0 where nobody measured.
+    overlaps
+        Whether sums over devices run beside the products that feed them, so that short ones go at the link's rate too.
     caveat
         Kinds of them that it held fewer of.
     basis
@@ -54,6 +56,7 @@ class Architecture(Row):
     points: Maybe
     held_out: Maybe = 0
     coverage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    overlaps: Flag = False
     caveat: str = ""
     basis: Text
     source: tuple[Source, ...] = Field(min_length=1)
@@ -179,7 +182,7 @@ def efficiency_of(gpu: GpuSpec, engine: str, setup: Setup, experts: bool) -> Eff
     A device that was measured has its own shares. Serving engines on architectures that were measured under them have the
     fitted law. Others have their architecture's row
     or the default one, and from the law what no row has: the ratio of narrower formats and of grouped products to plain
-    16-bit ones, and what a prompt's kernels cost.
+    16-bit ones, what a prompt's kernels cost, and how much slower short all-reduces are.
 
     Parameters
     ----------
@@ -196,7 +199,7 @@ def efficiency_of(gpu: GpuSpec, engine: str, setup: Setup, experts: bool) -> Eff
         return _fitted(
             law, setup, law.bounds("tpot", experts, engine, seen), law.bounds("ttft", experts, engine, seen), seen
         )
-    return _generic(_row(gpu), law, setup, engine, experts)
+    return _generic(_row(gpu), law, setup, engine, experts, gpu)
 
 
 def _row(gpu: GpuSpec) -> Architecture:
@@ -208,7 +211,7 @@ def _measured(usage: Usage, gpu: GpuSpec, law: Law, setup: Setup, engine: str, e
     row, served = _row(gpu), setup.kernel_us > 0
     lawful = served and gpu.architecture in law.architectures
     shares = replace(
-        shares_of(usage), link=law.link if lawful else row.link,
+        shares_of(usage), link=law.link if lawful else _short_link(row, law, gpu),
         launch_s=max(usage.launch_s, _engine_floor(row, setup)),
     )  # fmt: skip
     prompt_s, first_s = (max(usage.launch_s, s * served) for s in (law.prompt_kernel_s, law.first_kernel_s))
@@ -266,13 +269,30 @@ def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool)
     )  # fmt: skip
 
 
-def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bool) -> Efficiency:
+LAW_LINK = 450e9
+"""Link of the devices on which the law's two shares of it were fitted, NVLink 4 [B/s]."""
+
+
+def _short_link(row: Architecture, law: Law, gpu: GpuSpec) -> float:
+    """Share of the link at which the short all-reduces of a decode step go.
+
+    To the law, prompts reach ``prompt_link`` of NVLink 4 and decode steps ``link``: as if a short message passed another
+    link of so many bytes a second after the device's own, whichever that is.
+    """
+    if row.overlaps or not gpu.link_bytes_per_s:
+        return row.link
+    latency = LAW_LINK / (1.0 / law.link - 1.0 / law.prompt_link)
+    return 1.0 / (1.0 / row.link + gpu.link_bytes_per_s / latency)
+
+
+def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bool, gpu: GpuSpec) -> Efficiency:
     served = setup.kernel_us > 0
     narrower, narrowest = law.compute8 / law.compute, law.compute4 / law.compute
     shares = Shares(
         memory=row.memory, narrow=row.memory, cache=row.memory, compute=row.compute, compute8=row.compute * narrower,
-        compute4=row.compute * narrowest, grouped=law.grouped, link=row.link,
-        activations=row.memory, launch_s=_engine_floor(row, setup) if served else row.launch_s, soft=True,
+        compute4=row.compute * narrowest, grouped=law.grouped,
+        link=_short_link(row, law, gpu), activations=row.memory,
+        launch_s=_engine_floor(row, setup) if served else row.launch_s, soft=True,
     )  # fmt: skip
     fitted, first = (law.bounds(figure, experts, engine, False) for figure in ("tpot", "ttft"))
     interval = _around(row.interval, fitted) if served else row.interval
@@ -280,7 +300,7 @@ def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bo
     held = f"covers {row.coverage:.0%} of {row.held_out} measured steps{row.caveat}" if row.held_out else "is a guess"
     return Efficiency(
         name=row.name, origin="generic", whose=f"for {row.name} devices", shares=shares,
-        prompt=replace(shares, launch_s=law.prompt_kernel_s),
+        prompt=replace(shares, link=row.link, launch_s=law.prompt_kernel_s),
         first_kernel_s=law.first_kernel_s if served else row.launch_s, in_step=law.in_step, interval=interval,
         first_interval=first, apart_interval=law.wider("tpot apart", interval),
         apart_first_interval=law.wider("ttft apart", first), told=held, basis=row.basis, source=row.source,

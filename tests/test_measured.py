@@ -85,7 +85,7 @@ def test_shares_and_interval_are_the_profiles(kept: Path) -> None:
     assert alone.prompt.compute == alone.shares.compute == usage.compute
     assert alone.shares.launch_s == usage.launch_s
     assert served.shares.launch_s > usage.launch_s  # the engine's host, which no kernel shows
-    assert alone.shares.link == load_architectures()["Hopper"].link
+    assert alone.shares.link < alone.prompt.link == load_architectures()["Hopper"].link
     assert (served.shares.link, served.prompt.link) == (law.link, law.prompt_link)
     assert served.interval[0] <= usage.interval[0] <= usage.interval[1] <= served.interval[1]
 

@@ -21,9 +21,9 @@ CEILINGS = {
     "shazeer2019": (0.173, 0.308),
     "ainslie2023": (0.324, 0.329),
     "pope2022": (0.154, 0.319),
-    "gpt-fast": (0.074, 0.100),
-    "fastertransformer": (0.271, 0.288),
-    "tensorrt-llm": (0.110, 0.151),
+    "gpt-fast": (0.0744, 0.0991),
+    "fastertransformer": (0.251, 0.274),
+    "tensorrt-llm": (0.110, 0.148),
     "llama.cpp": (0.240, 0.320),
 }
 
