@@ -27,7 +27,8 @@ ORDER = [
     "bench.naming", "bench.device", "bench.part", "bench.timing", "bench.rig", "bench.attend", "bench.operator",
     "bench.experts", "bench.attention_operators", "bench.layers", "bench.selection", "bench.profile",
     "bench.predict", "bench.entry", "bench.shares", "bench.fit", "bench.memory_check", "bench.run", "bench.summary",
-    "report.words", "report.tables", "report.data", "report.drawing", "report.charts", "bench.page", "bench.report",
+    "report.words", "report.tables", "report.data", "report.grid", "report.drawing", "report.charts",
+    "bench.page", "bench.report",
     "report.terminal", "report.card", "cli.options", "cli.output", "cli.settings", "cli.commands", "cli.listings",
     "cli.checks", "cli.timings", "cli.bench", "cli.app",
 ]  # fmt: skip

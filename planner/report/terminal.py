@@ -5,17 +5,16 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from planner.columns import Column
 from planner.report import words
+from planner.report.grid import Grid, notes
 from planner.report.tables import (
     Record,
     Table,
@@ -66,13 +65,6 @@ _BAR = {
     "held back": ("·", "bright_black"),
 }
 
-_INTERVALS = {"interval", "ttft", "tpot"}
-_WHOLE = {
-    "option", "engine_option", "flag", "default", "id", "tensor_parallel", "fits", "phase", "group", "kind", "format",
-    "operator",
-}  # fmt: skip
-"""Columns of text that are never broken, so that they can be read at a glance and copied."""
-
 
 class _Trimmed(io.StringIO):
     """A stream that leaves out blanks at the ends of lines, for output that is not a terminal's."""
@@ -114,17 +106,17 @@ def show_plan(plan: Plan, out: Console) -> None:
     out.print(Text.assemble("\n", (answer, "bold green" if plan.memory.fits else "bold red"), detail, "\n"))
     out.print(_bar(plan, out.width))
     for table in remedies:
-        out.print(_Grid(_flags_below(table), top=True))
+        out.print(Grid(_flags_below(table), top=True))
     if not plan.memory.fits and not remedies:
         out.print(Text("Nothing tried makes it fit: formats, 16 times the GPUs, a larger GPU, a shorter context.\n"))
     if any(point.max_batch != 0 for point in plan.frontier):
         out.print(_frontier(frontier, plan.workload.context))
     if plan.serving is None:
-        out.print(_Grid(_interval_in_one(decode), f"{plan.workload.batch:,}", tight=out.width < 100))
+        out.print(Grid(_interval_in_one(decode), f"{plan.workload.batch:,}", tight=out.width < 100))
     else:
         out.print(*(Text(line) for line in words.serving(plan)), sep="\n", end="\n\n")
     for table in serving_tables(plan):
-        out.print(_Grid(_served(table), f"{plan.serving.concurrency:,}" if plan.serving else "", tight=True))
+        out.print(Grid(_served(table), f"{plan.serving.concurrency:,}" if plan.serving else "", tight=True))
     out.print(notes(words.remarks(plan)))
 
 
@@ -214,78 +206,13 @@ def _interval_in_one(table: Table) -> Table:
     return Table(table.title, tuple(kept), tuple(rows))
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """A table, no number of which is ever cut; ``tight`` breaks headings so that many columns fit.
-
-    Where the screen is narrower than words and numbers need, the last columns are left out; CSV and JSON have them.
-    """
-
-    table: Table
-    highlight: str = ""
-    tight: bool = False
-    top: bool = False
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        cells = self.table.shown()
-        columns = self.table.columns[: self._fitting(cells, options.max_width)]
-        grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, header_style="", show_edge=False, collapse_padding=self.tight)
-        for column in columns:
-            grid.add_column(
-                self._label(column),
-                justify="right" if _is_number(column) else "left",
-                overflow="fold",
-                no_wrap=_is_whole(column),
-                vertical="top" if self.top else "bottom",
-            )
-        for row in cells:
-            style = "bold" if self.highlight and row[0] == self.highlight else None
-            grid.add_row(*row[: len(columns)], style=style)
-        yield Text(self.table.title, style="bold")
-        yield grid
-        yield Text("")
-
-    def _label(self, column: Column) -> str:
-        return column.label.replace(" ", "\n", 1) if self.tight else column.label
-
-    def _fitting(self, cells: Sequence[Sequence[str]], width: int) -> int:
-        """How many columns fit: whole cells of those that are never broken, words of the others; two at least."""
-        gap, used = 2 if self.tight else 3, 0
-        for at, column in enumerate(self.table.columns):
-            parts = [part for row in cells for part in (row[at].split("\n") if _is_whole(column) else row[at].split())]
-            heading = self._label(column).split() if self.tight else [column.label]
-            used += max(map(cell_len, (*parts, *heading)), default=0) + gap * (at > 0)
-            if used > width and at >= 2:
-                return at
-        return len(self.table.columns)
-
-
-def _is_number(column: Column) -> bool:
-    return bool(column.unit) or column.name in _INTERVALS
-
-
-def _is_whole(column: Column) -> bool:
-    """Whether cells of a column are never broken."""
-    return _is_number(column) or column.name in _WHOLE
-
-
-def notes(lines: Iterable[str]) -> RenderableType:
-    """Notes as a list whose wrapped lines are indented."""
-    grid = RichTable.grid(padding=(0, 1, 0, 0))
-    grid.add_column(width=1)
-    grid.add_column()
-    for line in lines:
-        grid.add_row("·", Text(line))
-    return grid
-
-
 def show_tables(head: Sequence[str], tables: Iterable[Table], lines: Iterable[str], out: Console) -> None:
     """A heading, sentences under it, tables one after another, and notes."""
     for line, style in zip(head, ("bold", *[""] * len(head)), strict=False):
         out.print(Text(line, style=style))
     out.print()
     for table in tables:
-        out.print(_Grid(table, tight=True, top=True))
+        out.print(Grid(table, tight=True, top=True))
     out.print(notes(lines))
 
 
@@ -301,7 +228,7 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
     own, *others = table.rows
     rows: list[Record] = [{**own, "variant": f"{own['variant']} as published"}]
     rows += [row for row in others if {**row, "attention": "published"} != own]
-    out.print(_Grid(Table(table.title, kept, tuple(rows)), tight=True))
+    out.print(Grid(Table(table.title, kept, tuple(rows)), tight=True))
     out.print(notes(comparison.notes))
 
 
@@ -315,7 +242,7 @@ def show_roofline(answer: Roofline, out: Console) -> None:
     least = {"read_bytes": 112, "of_roof": 100, "bar": 80, "teraflops": 80}
     hidden = {name for name, width in least.items() if out.width < width}
     for table in roofline_tables(answer, 8 if out.width >= 100 else 6 if out.width >= 80 else 4):
-        out.print(_Grid(_with_bars(table, hidden), tight=True))
+        out.print(Grid(_with_bars(table, hidden), tight=True))
     out.print(notes(answer.notes))
 
 
@@ -367,7 +294,7 @@ def show_catalogue(table: Table, out: Console) -> None:
     if out.width < 100:
         hidden |= {"link_bytes_per_s", "fp8_flop_per_s", "layers"}
     columns = tuple(c for c in table.columns if c.name not in hidden)
-    out.print(_Grid(Table(table.title, columns, table.rows), tight=True, top=True))
+    out.print(Grid(Table(table.title, columns, table.rows), tight=True, top=True))
 
 
 def show_sweep(table: Sweep, out: Console, rows: int = 20) -> None:
@@ -399,7 +326,7 @@ def show_sweep(table: Sweep, out: Console, rows: int = 20) -> None:
         )
     columns = tuple(c for c in table.columns if c.name in names)
     title = "1 row" if len(table) == 1 else f"{len(table):,} rows"
-    out.print(_Grid(Table(title, columns, tuple(table.head(rows))), tight=True))
+    out.print(Grid(Table(title, columns, tuple(table.head(rows))), tight=True))
     if len(table) > rows:
         out.print(notes([f"The first {rows} of {len(table):,} rows; --csv FILE writes them all, with every column."]))
 
@@ -456,7 +383,7 @@ def show_kernels(table: Table, lines: Iterable[str], out: Console) -> None:
         held = tuple(row for row in rows if (row["degree"] == 1) == alone)
         if held:
             kept = tuple(column for column in columns if column.name in shown)
-            out.print(_Grid(Table(title, kept, held), tight=True, top=True))
+            out.print(Grid(Table(title, kept, held), tight=True, top=True))
     out.print(notes(lines))
 
 
@@ -474,7 +401,7 @@ def _card(table: Table, aliases: Iterable[str], lines: Iterable[str]) -> Rendera
 def show_engine(engine: Engine, out: Console) -> None:
     """One engine: its settings, and where its figures come from."""
     table = knob_table(engine)
-    out.print(_Grid(Table(table.title, table.columns[1:], table.rows), top=True))
+    out.print(Grid(Table(table.title, table.columns[1:], table.rows), top=True))
     out.print(notes(filter(None, [engine.note, *map(str, engine.source)])))
 
 
@@ -489,7 +416,7 @@ def show_log(report: LogReport, out: Console) -> None:
         {**row, **{name: _amount(row[name], row["unit"]) for name in ("printed", "predicted")}} for row in table.rows
     ]
     if rows:
-        out.print(_Grid(Table(table.title, table.columns, tuple(rows))))
+        out.print(Grid(Table(table.title, table.columns, tuple(rows))))
     else:
         out.print(Text("The log prints none of the figures that can be predicted from what is known; see the notes.\n"))
     out.print(notes([*report.explanations, *report.notes]))
@@ -508,7 +435,7 @@ def show_capacity(checks: tuple[LogCheck, ...], out: Console) -> None:
     summary = capacity_summary(checks)
     for figure in dict.fromkeys(row["figure"] for row in summary.rows):
         held = tuple(row for row in summary.rows if row["figure"] == figure)
-        out.print(_Grid(Table(f"Error of {figure}", summary.columns[1:], held)))
+        out.print(Grid(Table(f"Error of {figure}", summary.columns[1:], held)))
     for of, beyond, what in (("token_bytes", 0.005, "bytes a token"), ("tokens", 0.12, "tokens")):
         found = capacity_table(misses(checks, of, beyond))
         names = {"id", "engine", "version", "model", "gpu", f"{of}_error", "note"}
@@ -516,7 +443,7 @@ def show_capacity(checks: tuple[LogCheck, ...], out: Console) -> None:
         rows = tuple({**row, "note": row["note"][:120]} for row in found.rows)
         if rows:
             title = f"{len(rows)} logs with {what} off by more than {100 * beyond:g} %"
-            out.print(_Grid(Table(title, columns, rows), tight=True, top=True))
+            out.print(Grid(Table(title, columns, rows), tight=True, top=True))
     more = "--csv FILE writes each with its source; validation/README.md says what was held against what"
     out.print(notes([f"{len(checks)} logs; {more}."]))
 
@@ -530,7 +457,7 @@ def show_times(checks: tuple[TimeCheck, ...], out: Console) -> None:
     columns = tuple(c for c in summary.columns if c.name not in hidden)
     for by in dict.fromkeys(row["by"] for row in summary.rows):
         held = tuple(row for row in summary.rows if row["by"] == by)
-        out.print(_Grid(Table(f"Error of times, by {by}", columns, held), tight=True))
+        out.print(Grid(Table(f"Error of times, by {by}", columns, held), tight=True))
     names = {"id", "gpu", "phase", "batch", "measured_s", "expected_s", "error"}
     names |= {"model", "tensor_parallel"} if out.width >= 100 else set()
     _show_times("The largest misses of each source", misses(checks, 3), names, out)
@@ -549,12 +476,12 @@ def show_runs(checks: tuple[ServingCheck, ...], out: Console) -> None:
     columns = tuple(c for c in summary.columns if c.name not in hidden)
     for by in dict.fromkeys(row["by"] for row in summary.rows):
         held = tuple(row for row in summary.rows if row["by"] == by)
-        out.print(_Grid(Table(f"Error of serving, by {by}", columns, held), tight=True))
+        out.print(Grid(Table(f"Error of serving, by {by}", columns, held), tight=True))
     worst = runs_table(misses(checks, 3))
     names = {"model", "gpu", "engine", "concurrency", "measured_tpot_s", "tpot_s", "tpot_error"}
     names |= {"input_tokens", "output_tokens"} if out.width >= 100 else set()
     columns = tuple(c for c in worst.columns if c.name in names)
-    out.print(_Grid(Table("The largest misses of each engine", columns, worst.rows), tight=True, top=True))
+    out.print(Grid(Table("The largest misses of each engine", columns, worst.rows), tight=True, top=True))
     failed = sum(bool(check.reason) for check in checks)
     more = "--csv FILE writes each with its source; validation/README.md has the errors of runs left out of the fit"
     out.print(notes([f"{len(checks)} runs, {len(checks) - failed} of them predicted; {more}."]))
@@ -566,4 +493,4 @@ def _show_times(title: str, checks: tuple[TimeCheck, ...], names: set[str], out:
     columns = tuple(c for c in found.columns if c.name in names)
     rows = [{**row, "note": row["reason"] or row["note"][max(0, row["note"].find("SUSPECT")) :]} for row in found.rows]
     if rows:
-        out.print(_Grid(Table(title, columns, tuple(rows)), tight=True, top=True))
+        out.print(Grid(Table(title, columns, tuple(rows)), tight=True, top=True))
