@@ -91,6 +91,8 @@ class Law(Row):
         As in `roofline.Shares`.
     prompt_link
         Share of a link's bandwidth for the longer messages of a prompt.
+    link_gb_per_s
+        The link that most of the measured devices have [GB/s].
     prompt_kernel_s, first_kernel_s
         What each kernel of a prompt costs the decode steps that it holds up, and until its first token is out [s].
     in_step
@@ -111,6 +113,7 @@ class Law(Row):
     grouped: Share
     link: Share
     prompt_link: Share
+    link_gb_per_s: Positive
     prompt_kernel_s: Seconds
     first_kernel_s: Seconds
     in_step: Annotated[float, Field(ge=1, lt=100)]
@@ -269,20 +272,16 @@ def _fitted(law: Law, setup: Setup, interval: Bounds, first: Bounds, seen: bool)
     )  # fmt: skip
 
 
-LAW_LINK = 450e9
-"""Link of the devices on which the law's two shares of it were fitted, NVLink 4 [B/s]."""
-
-
 def _short_link(row: Architecture, law: Law, gpu: GpuSpec) -> float:
     """Share of the link at which the short all-reduces of a decode step go.
 
-    To the law, prompts reach ``prompt_link`` of NVLink 4 and decode steps ``link``: as if a short message passed another
-    link of so many bytes a second after the device's own, whichever that is.
+    To the law, prompts reach ``prompt_link`` of a link of ``link_gb_per_s``, and decode steps ``link``: as if a short
+    message passed another link after the device's own, and that one is taken to be as fast on every device.
     """
     if row.overlaps or not gpu.link_bytes_per_s:
         return row.link
-    latency = LAW_LINK / (1.0 / law.link - 1.0 / law.prompt_link)
-    return 1.0 / (1.0 / row.link + gpu.link_bytes_per_s / latency)
+    other_bytes_per_s = 1e9 * law.link_gb_per_s / (1.0 / law.link - 1.0 / law.prompt_link)
+    return 1.0 / (1.0 / row.link + gpu.link_bytes_per_s / other_bytes_per_s)
 
 
 def _generic(row: Architecture, law: Law, setup: Setup, engine: str, experts: bool, gpu: GpuSpec) -> Efficiency:

@@ -62,13 +62,18 @@ def find_gpu(name: str | Path | GpuSpec) -> GpuSpec:
     try:
         spec = load_gpu(name)
     except UnknownNameError:
-        if _ID.fullmatch(text) and profile_path(text).is_file():  # a device that the catalogue does not list
+        if is_id(text) and profile_path(text).is_file():  # a device that the catalogue does not list
             return device_of(profile_path(text))
         raise
     if text.lower().endswith(".toml"):
         return spec
     path = profile_path(spec.id)
     return device_of(path) if path.is_file() else spec
+
+
+def is_id(text: str) -> bool:
+    """Whether a text can be the id of a device, and so the name of a file."""
+    return _ID.fullmatch(text) is not None
 
 
 def is_file(name: object) -> bool:

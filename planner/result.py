@@ -327,8 +327,9 @@ class ServingPlan(ServingPoint):
     asked_requests_per_s, highest_requests_per_s, sustained
         The rate asked for, the highest there is, and whether the one is below the other; the latency of a rate that is not
         sustained is that of the highest.
-    room
-        Requests whose caches fit at once; ``None`` where memory sets no limit, or where not even one fits.
+    room, limited_by
+        Requests that run at once, and whether the ``cache`` or the ``engine`` as it is set lets in no more; ``None`` where
+        nothing sets a limit, or where not even one fits.
     workers
         Workers of prefill and of decode, where they are apart.
     gpus
@@ -355,6 +356,7 @@ class ServingPlan(ServingPoint):
     highest_requests_per_s: float | None
     sustained: bool
     room: int | None
+    limited_by: str | None
     workers: tuple[int, int] | None
     gpus: int
     step_s: float

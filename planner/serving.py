@@ -345,27 +345,29 @@ def serve_apart(
     found = serve(decode, replace(load, concurrency=np.maximum(grid, 1.0)))
     made = tokens_per_step(decode.setup.draft_tokens, load.acceptance)
     step = np.broadcast_to(found.step.step_s, grid.shape) / made
-    ranks = prefill_workers * groups
-    ahead = max(asked / ranks - 1.0, 0.0) * 0.5 / load.rounds
-    own = float(_first_s(prefill, kernels_of(alone.prompt)) + step[-1] * made + (1.0 + ahead) * prompt.prompt_s)
+    most_rate = prefill_workers * prefills_per_s(prefill, prompt.prompt_s, asked / prefill_workers)
+    ahead = max(asked / (prefill_workers * groups) - 1.0, 0.0) * 0.5 / load.rounds
+    prompts_s = prompt.prompt_s + ahead * prompt.prompt_s / prefill.pp
+    own = float(_first_s(prefill, kernels_of(alone.prompt)) + step[-1] * made + prompts_s)
     rates = grid * decode_workers / (output * step)
-    possible = (rates <= ranks / prompt.prompt_s) & (grid * decode_workers + rates * own <= asked)
+    possible = (rates <= most_rate) & (grid * decode_workers + rates * own <= asked)
     # The first point of the grid beyond what is possible, and the one before it, between which the answer lies.
     last = int(np.argmin(possible)) if not possible.all() else len(grid) - 1
     low, high = grid[max(last - 1, 0)], grid[last]
     fine = np.linspace(low, high, 65)
     steps = np.interp(fine, grid, step)
     rates = fine * decode_workers / (output * steps)
-    fits = (rates <= ranks / prompt.prompt_s) & (fine * decode_workers + rates * own <= asked)
-    at = int(np.max(np.flatnonzero(fits), initial=0))
-    tpot, rate = float(steps[at]), float(rates[at])
+    possible = (rates <= most_rate) & (fine * decode_workers + rates * own <= asked)
+    at = int(np.max(np.flatnonzero(possible), initial=0))
+    tpot, rate = float(steps[at]), min(float(rates[at]), float(most_rate))  # decode workers may have less than one each
     ttft = max(own, asked / rate - output * tpot)
+    answered = asked / (ttft + (output - 1) * tpot)
     there = serve(decode, replace(load, concurrency=max(fine[at], 1.0)))
     step_there = decoding_operators(decode, max(fine[at], 1.0), load.input_tokens + output / 2)
     ideal = _timed(prefill, alone, groups, IDEAL, IDEAL)
     return replace(
         there, ttft_s=ttft, tpot_s=tpot, ideal_ttft_s=ideal.step.step_s + ideal.prompt_s,
         ideal_tpot_s=stage_times(decode, step_there, IDEAL, np.minimum(fine[at], decode.pp)).step_s / made,
-        prompt_s=prompt.prompt_s, added_s=0.0, others=0.0, queue_s=0.0, running=fine[at] * decode_workers,
-        requests_per_s=asked / (ttft + (output - 1) * tpot),
+        prompt_s=prompt.prompt_s, added_s=0.0, others=0.0, queue_s=0.0, requests_per_s=answered,
+        running=np.minimum(fine[at] * decode_workers, answered * output * tpot),
     )  # fmt: skip

@@ -177,8 +177,11 @@ def deploy(
     return replace(_cut(first, tp, pp), notes=notes)
 
 
-def told_tokens(engine: str, settings: Mapping[str, Any] | None) -> int | None:
-    """The longest sequence that an engine's own settings ask for [tokens]; ``None`` if they do not say."""
+def told_tokens(engine: str = "vllm", settings: Mapping[str, Any] | None = None, **_: Any) -> int | None:
+    """The longest sequence that an engine's own settings ask for [tokens]; ``None`` if they do not say.
+
+    Other choices of `deploy` may be given, and do not matter.
+    """
     profile = load_engine(engine)
     for name, value in (settings or {}).items():
         knob = profile.find_knob(str(name))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner import InputError, explain, load_gpu, load_model, plan, sweep
+from planner import InputError, explain, load_gpu, load_model, plan, roofline_of, sweep
 from planner.catalog import model_ids
 from planner.deployment import Deployment
 from planner.efficiency import efficiency_of, load_law
@@ -344,6 +344,36 @@ def test_no_more_is_answered_than_can_be_prefilled() -> None:
     assert rates[-1] <= 1 / most.prompt_s * 1.001
 
 
+def test_stages_of_prefill_workers_take_several_prompts() -> None:
+    """Workers apart of four stages prefill more than those of one, as they do together."""
+    load = Load(8192, 16, 512.0)
+    one, four = (deploy(load_model("llama3.1-8b"), f"{n}xh100", context=8208, pp=n) for n in (1, 4))
+    rates = [float(serve_apart(p, one, load, 1, 8).requests_per_s) for p in (one, four)]
+    assert 2.0 < rates[1] / rates[0] < 5.0
+    alone = float(serve_apart(one, one, load, 1, 8).prompt_s)
+    assert rates[0] <= 1.001 / alone
+
+
+def test_the_longest_sequence_that_an_engine_is_told_is_the_context() -> None:
+    told = {"max_model_len": 4096}
+    assert plan("llama3.1-8b", "h100", settings=told).workload.context == 4096
+    assert roofline_of("llama3.1-8b", "h100", settings=told).tokens == 4096
+    assert set(sweep(["llama3.1-8b"], ["h100"], settings=told).to_pandas().context_tokens) == {4096}
+
+
+@pytest.mark.parametrize("gpu", ["a100", "mi300x", "l40s", "tpu-v4"])
+def test_short_all_reduces_are_slower_than_long_ones_and_never_slower_on_a_faster_link(gpu: str) -> None:
+    spec = load_gpu(gpu)
+    faster = spec.model_copy(update={"link": spec.link.model_copy(update={"gb_per_s": 2 * (spec.link.gb_per_s or 1)})})
+    rates = []
+    for one in (spec, faster):
+        found = deploy(load_model("llama3-8b"), one, context=1024, tp=2).efficiency
+        assert found.shares.link <= found.prompt.link
+        rates.append(found.shares.link * (one.link_bytes_per_s or 0.0))
+    assert rates[1] > rates[0]
+    assert (found.shares.link == found.prompt.link) == (gpu == "tpu-v4")
+
+
 def test_stages_prefill_several_prompts_at_once() -> None:
     most = [plan("llama3-8b", f"{n}xh100", pp=n, input=4096, output=16, rate=1000).serving for n in (1, 2, 4)]
     rates = [s.highest_requests_per_s or 0.0 for s in most if s]
@@ -356,7 +386,7 @@ def test_no_more_run_than_the_engine_is_told() -> None:
     all_ = plan("llama3-8b", "h100", input=1024, output=200, concurrency=64).serving
     assert few
     assert all_
-    assert (few.running, few.waits, all_.running) == (16, 3.0, 64)
+    assert (few.running, few.waits, few.limited_by, all_.running) == (16, 3.0, "engine", 64)
     assert few.ttft_s > all_.ttft_s
 
 
@@ -366,6 +396,7 @@ def test_requests_wait_rather_than_not_fit() -> None:
     assert p.serving
     assert p.workload.batch == p.memory.max_batch
     assert p.workload.batch <= p.serving.running < 400
+    assert p.serving.limited_by == "cache"
 
 
 @pytest.mark.parametrize("model", model_ids())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,9 +87,9 @@ def new_gpu(
     """Start a catalogue entry of a device that 'kvplan bench' measured; --gpu FILE.toml plans with it."""
     from planner.bench.entry import gpu_of, toml
     from planner.bench.profile import latest, load
-    from planner.measured import LATEST
+    from planner.measured import LATEST, is_id
 
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,79}", name):
+    if not is_id(name):
         raise InputError(f"{name[:40]!r} is no id; use small letters, digits, dots and hyphens, such as my-gpu")
     if out is None and Path(f"{name}.toml").exists():
         raise InputError(f"{name}.toml is there already; remove it, or name another file with --out")

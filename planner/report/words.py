@@ -172,15 +172,9 @@ def serving(plan: Plan) -> Iterator[str]:
         prefill, decode = (f"{n} worker{'s' * (n > 1)}" for n in served.workers)
         yield f"  {prefill} for prefill and {decode} for decode, {served.gpus:,} GPUs in all"
     elif served.running <= served.concurrency - 1:
-        told = served.running >= plan.deployment.sequences * plan.deployment.data_parallel > 0
-        why = (
-            "the others wait"
-            if rate is not None
-            else "the engine is set to run no more"
-            if told
-            else "the cache holds no more"
-        )
-        yield f"  {served.running:,} of them run at once{half_grown(plan)}; {why}{', and the others wait' * (rate is None)}."
+        full = {"engine": "the engine is set to run no more, and ", "cache": "the cache holds no more, and "}
+        why = full.get(served.limited_by or "", "") if rate is None else ""
+        yield f"  {served.running:,} of them run at once{half_grown(plan)}; {why}the others wait."
 
 
 def asked_of(plan: Plan) -> str:

@@ -117,13 +117,7 @@ def plan(
         rate=rate, prefix_hits=prefix_hits, acceptance=acceptance, rounds=rounds, apart=apart, encoder=bool(spec.encoder),
         limit=spec.context_limit,
     )  # fmt: skip
-    if (
-        ask is None
-        and context is None
-        and (told := told_tokens(options.get("engine", "vllm"), options.get("settings")))
-    ):
-        context = min(told, check_context(spec, None))
-    tokens = check_context(spec, ask.tokens if ask and context is None else context)
+    tokens = check_context(spec, ask.tokens if ask and context is None else context, told_tokens(**options))
     sequences = 1 if batch is None else check_batch(batch)
     deployment = deploy(spec, gpu, context=tokens, batch=sequences, **options)
     serving = None
@@ -159,10 +153,10 @@ def _held_whole(d: Deployment, serving: ServingPlan, context: int) -> int:
     return max(1, min(running, d.max_batch(context)))
 
 
-def check_context(model: ModelSpec, context: int | str | None) -> int:
-    """Read a context and hold it against the model's limit."""
+def check_context(model: ModelSpec, context: int | str | None, told: int | None = None) -> int:
+    """Read a context and hold it against the model's limit; without one, what the engine is ``told`` counts too."""
     if context is None:
-        return min(DEFAULT_CONTEXT, model.context_limit)
+        return min(DEFAULT_CONTEXT, model.context_limit, told or model.context_limit)
     tokens = parse_tokens(context, "context")
     if tokens > model.context_limit:
         raise InputError(

@@ -23,7 +23,7 @@ from planner.gpu import GpuSpec
 from planner.model import ModelSpec
 from planner.result import DeploymentFacts, GpuFacts, ModelFacts, Result
 from planner.roofline import BOUNDS, IDEAL, Shares, StepTime, step_time
-from planner.settle import MAX_BATCH, deploy
+from planner.settle import MAX_BATCH, deploy, told_tokens
 from planner.units import parse_tokens
 from planner.verbs.plan import Options, check_context, deployment_facts, plan
 from planner.work import Operator
@@ -170,7 +170,7 @@ def roofline_of(
     spec = load_model(model)
     if attention is not None:
         spec = spec.with_attention(attention)
-    held = check_context(spec, context)
+    held = check_context(spec, context, told_tokens(**options))
     if prefill and batch is not None:
         raise InputError("a prefill is of one prompt; leave out either --batch or --prefill")
     answer = plan(spec, gpu, context=held, **options)

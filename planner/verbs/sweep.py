@@ -29,7 +29,7 @@ from planner.memory import weight_bytes
 from planner.model import ModelSpec
 from planner.roofline import BOUNDS
 from planner.serving import Load, serve
-from planner.settle import MAX_BATCH, MAX_GPUS, deploy, parse_gpu
+from planner.settle import MAX_BATCH, MAX_GPUS, deploy, parse_gpu, told_tokens
 from planner.units import MAX_TOKENS, parse_tokens
 from planner.verbs.plan import check_context
 from planner.verbs.traffic import read_ask
@@ -202,7 +202,7 @@ def sweep(
         skipped += [f"{m.id}: an encoder reads its prompts, which --input is not of" for m in specs if m.encoder]
         specs = [m for m in specs if not m.encoder]
     for model, gpu, tp_, pp_, weights_, kv_ in itertools.product(specs, devices, *degrees, *formats):
-        tokens = _contexts(model, wanted, skipped)
+        tokens = _contexts(model, wanted, skipped, told_tokens(engine, settings))
         if not tokens.size:
             continue
         try:
@@ -250,10 +250,10 @@ def _device(gpu: str | Path | GpuSpec) -> str | Path | GpuSpec:
     return gpu
 
 
-def _contexts(model: ModelSpec, wanted: list[int] | None, skipped: list[str]) -> IntArray:
+def _contexts(model: ModelSpec, wanted: list[int] | None, skipped: list[str], told: int | None) -> IntArray:
     """Contexts within the model's limit."""
     if wanted is None:
-        return np.array([check_context(model, None)], dtype=np.int64)
+        return np.array([check_context(model, None, told)], dtype=np.int64)
     within = [c for c in wanted if c <= model.context_limit]
     if len(within) < len(wanted):
         skipped.append(f"{model.id}: contexts above its limit of {model.context_limit:,} tokens")

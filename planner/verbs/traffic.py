@@ -212,6 +212,11 @@ def _answer(d: Deployment, ask: Ask, at: float, found: Serving, highest: float |
         highest_requests_per_s=highest,
         sustained=fits(d, load) and (highest is None or (ask.requests_per_s or 0.0) < highest),
         room=None if held == math.inf else int(held),
+        limited_by=None
+        if held == math.inf
+        else "engine"
+        if "sequences" in d.given and held >= d.most_sequences
+        else "cache",
         workers=ask.workers,
         gpus=gpus,
         origin=d.efficiency.origin,
