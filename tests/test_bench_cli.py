@@ -109,7 +109,7 @@ def test_a_device_becomes_an_entry_of_ones_own(profile: Profile, folder: Path) -
     found = run("gpt2", "--gpu", "my-cpu.toml", "--engine", "none", cwd=folder)
     assert "Expected times are measured" in found.stdout
     assert run("gpus", "new", "my cpu", "--from", "p.json", cwd=folder).returncode == 2
-    assert "is no id" in run("gpus", "new", "", "--from", "p.json", cwd=folder).stderr
+    assert "cannot be a GPU's id" in run("gpus", "new", "", "--from", "p.json", cwd=folder).stderr
     assert "is there already" in run("gpus", "new", "my-cpu", "--from", "p.json", cwd=folder).stderr
     (folder / "data" / "profiles").mkdir(parents=True)
     (folder / "data" / "profiles" / "lab-cpu.json").write_bytes((folder / "p.json").read_bytes())

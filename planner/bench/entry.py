@@ -12,12 +12,11 @@ from planner.calibrate.model import KernelFile
 from planner.catalog import load_gpu
 from planner.errors import InputError
 from planner.gpu import GpuSpec
+from planner.measured import is_id
 from planner.row import Source
 
-_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,59}")
 
-
-def gpu_of(profile: Profile, gpu_id: str = "") -> GpuSpec:
+def gpu_of(profile: Profile, gpu_id: str | None = None) -> GpuSpec:
     """The device of a profile with what it reached: as the catalogue has it or, if it is not there, as it was measured.
 
     Raises
@@ -26,7 +25,7 @@ def gpu_of(profile: Profile, gpu_id: str = "") -> GpuSpec:
         If the id is not one that a file can have.
     """
     facts = profile.facts
-    if gpu_id and not _ID.fullmatch(gpu_id):
+    if gpu_id is not None and not is_id(gpu_id):
         raise InputError(f"{gpu_id[:60]!r} cannot be a GPU's id; use small letters, digits, dots and hyphens")
     found = {"id": gpu_id or facts.id, "measured": profile.usage}
     if facts.catalogue:

@@ -87,14 +87,12 @@ def new_gpu(
     """Start a catalogue entry of a device that 'kvplan bench' measured; --gpu FILE.toml plans with it."""
     from planner.bench.entry import gpu_of, toml
     from planner.bench.profile import latest, load
-    from planner.measured import LATEST, is_id
+    from planner.measured import LATEST
 
-    if not is_id(name):
-        raise InputError(f"{name[:40]!r} is no id; use small letters, digits, dots and hyphens, such as my-gpu")
-    if out is None and Path(f"{name}.toml").exists():
-        raise InputError(f"{name}.toml is there already; remove it, or name another file with --out")
     found = latest() if profile == LATEST else load(profile)
     text = toml(gpu_of(found, name))
+    if out is None and Path(f"{name}.toml").exists():
+        raise InputError(f"{name}.toml is there already; remove it, or name another file with --out")
     render([(out or f"{name}.toml", lambda stream: stream.write(text))], lambda: None)
 
 
